@@ -1,0 +1,41 @@
+# make run    build and serve the demo model; further settings: make run ARGS="--model NAME=PATH"
+# make test   everything that CI runs
+# make bench  criterion benches of the token path
+# make lint   formatting, clippy, documentation, dependencies
+
+.PHONY: run test lint bench tools test-tools portable
+
+ARGS ?=
+
+run: tools
+	@cargo build --release --locked --quiet --bin sluicegate
+	@exec target/release/sluicegate serve $(ARGS)
+
+test: test-tools lint
+	cargo build --locked --bin sluicegate
+	.ci/clients target/debug/sluicegate
+	cargo test --locked --workspace
+
+lint: tools
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	@if command -v cargo-deny >/dev/null 2>&1; then \
+		cargo deny --offline check bans licenses sources; \
+	else \
+		echo "skipped: cargo deny (not installed; cargo install cargo-deny)"; \
+	fi
+
+bench: tools
+	cargo bench --locked
+
+# An image for other machines of this architecture: AVX2 and FMA, what llama.cpp needs at the least.
+portable: tools
+	RUSTFLAGS="-C target-cpu=x86-64-v3" cargo build --release --locked --bin sluicegate \
+		--target-dir target/portable
+
+tools:
+	@.ci/need build
+
+test-tools:
+	@.ci/need build test
