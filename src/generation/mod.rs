@@ -1,0 +1,33 @@
+//! The shared nouns: what a request is, what comes back, and how it ends.
+//!
+//! Floor 0 of the house: everything above speaks in these types, and nothing here knows a socket, a
+//! dialect, a model file or a metric name.
+//!
+//! * [`Request`]: one generation, parsed and bounded, whoever asked and in whatever dialect.
+//! * [`Burst`]: the events that are ready now, in one reusable buffer; an encoder walks it.
+//! * [`Source`]: one choice of one request, as an engine produces it.
+//! * [`TokenStream`]: the receiver that carries bursts up. It owns permits, outcome and cancellation.
+//! * [`Failure`]: one fact that went wrong, fit to be dressed by any dialect.
+//! * [`Watch`]: deadlines and stalled readers, for streams that nobody polls.
+
+mod burst;
+pub mod clock;
+mod failure;
+mod outcome;
+mod request;
+mod stream;
+mod watch;
+
+use std::pin::Pin;
+
+pub use burst::{Burst, Event, Scored, TokenLogprob};
+pub use failure::{Failure, Kind};
+pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
+pub use request::{
+    Caller, Deadlines, Dry, Input, Message, Mirostat, Request, RequestId, Role, Sampling, Xtc,
+};
+pub use stream::{Cancel, Opening, Permit, Source, TokenStream};
+pub use watch::{Watch, WatchGuard};
+
+/// A boxed future, for the few traits that must be object safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,0 +1,351 @@
+//! The one bounded receiver that carries tokens up, and what it owns.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use atomic_waker::AtomicWaker;
+
+use super::{
+    Burst, Deadlines, Event, Failure, Finish, Kind, Outcome, Record, Recorder, RequestId, Usage,
+    Watch, WatchGuard, clock,
+};
+
+/// One choice of one request, as an engine produces it.
+pub trait Source: Send {
+    /// Moves what is ready into `burst`, at most [`Burst::room`] tokens of it.
+    ///
+    /// `Pending` means that nothing was added and the task will be woken. After a source has added
+    /// its `finish` or a failure it is not polled again.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()>;
+
+    /// A handle that stops the work behind this source from any thread.
+    fn canceller(&self) -> Arc<dyn Cancel>;
+}
+
+/// Stops the work behind one source. Idempotent, and never blocks.
+pub trait Cancel: Send + Sync {
+    /// Frees what the source holds in its engine, at its next step.
+    fn cancel(&self);
+}
+
+/// Something that is given back by being dropped: a place in a limit, a gauge.
+pub type Permit = Box<dyn Any + Send>;
+
+/// Everything a stream is opened with, beside its sources.
+pub struct Opening {
+    /// The request's id; `cancel` finds the stream by it.
+    pub id: RequestId,
+    /// When the request was accepted ([`clock::task_micros`]).
+    pub accepted_at: u64,
+    /// Tokens of the prompt(s), and how many of them were cached.
+    pub usage: Usage,
+    /// Bounds on time. `queue` is the engine's business and ignored here.
+    pub deadlines: Deadlines,
+    /// How long the reader may leave what it was handed without asking for more.
+    pub stall_timeout: Duration,
+    /// Told how it went.
+    pub recorder: Arc<dyn Recorder>,
+    /// Given back when the stream ends.
+    pub permits: Vec<Permit>,
+}
+
+/// The receiving end of one request: all of its choices, merged in the order in which they come.
+///
+/// Whatever ends it (the last token, a failure, a deadline, a drop) frees the sequences, gives back
+/// the permits and records the outcome, exactly once.
+pub struct TokenStream {
+    shared: Arc<Shared>,
+    watch: Option<WatchGuard>,
+    sources: Vec<Option<Box<dyn Source>>>,
+    /// Time of the last token of each choice; 0 before the first.
+    last_token: Vec<u64>,
+    gaps: Vec<u32>,
+    recorder: Arc<dyn Recorder>,
+    /// Sources that have not ended.
+    open: usize,
+    /// Where the next round over the sources starts, so that a fast choice cannot starve another.
+    turn: usize,
+    finish: Option<Finish>,
+}
+
+/// Gaps gathered before they are handed to the recorder: one call per 64 tokens.
+const GAPS_AT_ONCE: usize = 64;
+
+impl TokenStream {
+    /// Opens a stream over `sources`, watched by `watch`.
+    #[must_use]
+    pub fn open(watch: &Arc<Watch>, opening: Opening, sources: Vec<Box<dyn Source>>) -> Self {
+        let shared = Arc::new(Shared {
+            id: opening.id,
+            accepted_at: opening.accepted_at,
+            usage: opening.usage,
+            deadlines: opening.deadlines,
+            stall_timeout: opening.stall_timeout,
+            waker: AtomicWaker::new(),
+            cut: OnceLock::new(),
+            handed_at: AtomicU64::new(0),
+            first_at: AtomicU64::new(0),
+            last_at: AtomicU64::new(0),
+            tokens: AtomicU32::new(0),
+            max_gap: AtomicU32::new(0),
+            ledger: Mutex::new(Some(Ledger {
+                recorder: opening.recorder.clone(),
+                cancels: sources.iter().map(|source| source.canceller()).collect(),
+                permits: opening.permits,
+            })),
+        });
+        Self {
+            watch: Some(watch.enter(shared.clone())),
+            shared,
+            last_token: vec![0; sources.len()],
+            gaps: Vec::new(),
+            recorder: opening.recorder,
+            open: sources.len(),
+            sources: sources.into_iter().map(Some).collect(),
+            turn: 0,
+            finish: None,
+        }
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> &RequestId {
+        &self.shared.id
+    }
+
+    /// Tokens so far.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage {
+            completion_tokens: self.shared.tokens.load(Relaxed),
+            ..self.shared.usage
+        }
+    }
+
+    /// Replaces the contents of `burst` by what is ready. `Ready(false)` means that the stream is
+    /// over and the burst is empty; the burst before it ended in [`Event::End`] or
+    /// [`Event::Failed`].
+    pub fn poll_burst(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<bool> {
+        burst.clear();
+        if self.watch.is_none() {
+            return Poll::Ready(false);
+        }
+        self.shared.waker.register(cx.waker());
+        if let Some(failure) = self.shared.cut.get() {
+            burst.failed(failure.clone());
+            let failure = failure.clone();
+            self.close(failure.kind.outcome(), Some(&failure));
+            return Poll::Ready(true);
+        }
+        self.shared.handed_at.store(0, Relaxed);
+        loop {
+            self.fill(cx, burst);
+            if burst.times.is_empty() && burst.is_empty() {
+                return Poll::Pending;
+            }
+            self.count(burst);
+            if self.open == 0 {
+                burst.end(self.usage());
+                self.close(Outcome::Ok, None);
+            } else if let Some(failure) = burst.failure().cloned() {
+                self.close(failure.kind.outcome(), Some(&failure));
+            } else if burst.is_empty() {
+                // Tokens that are not text yet. Ask again: the sources may have more.
+                burst.clear();
+                continue;
+            } else {
+                self.shared.handed_at.store(clock::task_micros(), Relaxed);
+            }
+            return Poll::Ready(true);
+        }
+    }
+
+    /// Waits for the next burst; see [`TokenStream::poll_burst`].
+    pub async fn burst(&mut self, burst: &mut Burst) -> bool {
+        std::future::poll_fn(|cx| self.poll_burst(cx, burst)).await
+    }
+
+    fn fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) {
+        let count = self.sources.len();
+        for step in 0..count {
+            if burst.room() == 0 {
+                // More may be ready in the sources that were not asked: come back for them.
+                self.turn = (self.turn + step) % count;
+                return;
+            }
+            let slot = (self.turn + step) % count;
+            let Some(source) = &mut self.sources[slot] else {
+                continue;
+            };
+            let seen = burst.len();
+            if source.poll_fill(cx, burst).is_ready() {
+                match burst.ended_since(seen) {
+                    Some(Event::Finish { reason, .. }) => {
+                        self.finish.get_or_insert(reason);
+                        self.sources[slot] = None;
+                        self.open -= 1;
+                    }
+                    Some(_) => return,
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, burst: &Burst) {
+        let shared = &self.shared;
+        let Some(&(_, last)) = burst.times.last() else {
+            return;
+        };
+        if shared.first_at.load(Relaxed) == 0 {
+            let first = burst.times[0].1;
+            shared.first_at.store(first, Relaxed);
+            self.recorder.first_token(Duration::from_micros(
+                first.saturating_sub(shared.accepted_at),
+            ));
+        }
+        shared.last_at.store(last, Relaxed);
+        let tokens = u32::try_from(burst.times.len()).unwrap_or(u32::MAX);
+        shared.tokens.fetch_add(tokens, Relaxed);
+        let mut max_gap = shared.max_gap.load(Relaxed);
+        for &(choice, at) in &burst.times {
+            let Some(last) = self.last_token.get_mut(choice as usize) else {
+                continue;
+            };
+            if *last != 0 {
+                let gap = u32::try_from(at.saturating_sub(*last)).unwrap_or(u32::MAX);
+                max_gap = max_gap.max(gap);
+                self.gaps.push(gap);
+            }
+            *last = at;
+        }
+        shared.max_gap.store(max_gap, Relaxed);
+        if self.gaps.len() >= GAPS_AT_ONCE {
+            self.recorder.gaps(&self.gaps);
+            self.gaps.clear();
+        }
+    }
+
+    fn close(&mut self, outcome: Outcome, failure: Option<&Failure>) {
+        if !self.gaps.is_empty() {
+            self.recorder.gaps(&self.gaps);
+            self.gaps.clear();
+        }
+        self.shared.close(outcome, self.finish, failure);
+        self.sources.clear();
+        self.watch = None;
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        if self.watch.is_some() {
+            // A stream that was cut while nobody polled it is already closed; this is then a no-op.
+            self.close(Outcome::ClientGone, None);
+        }
+    }
+}
+
+struct Ledger {
+    recorder: Arc<dyn Recorder>,
+    cancels: Vec<Arc<dyn Cancel>>,
+    permits: Vec<Permit>,
+}
+
+/// What the watch may see of a stream, and do to it, from outside its task.
+pub(super) struct Shared {
+    pub(super) id: RequestId,
+    accepted_at: u64,
+    usage: Usage,
+    deadlines: Deadlines,
+    stall_timeout: Duration,
+    waker: AtomicWaker,
+    cut: OnceLock<Failure>,
+    /// When the reader was last handed something and has not come back since; 0 while it waits.
+    handed_at: AtomicU64,
+    first_at: AtomicU64,
+    last_at: AtomicU64,
+    tokens: AtomicU32,
+    max_gap: AtomicU32,
+    ledger: Mutex<Option<Ledger>>,
+}
+
+impl Shared {
+    /// The failure that is due at `now`, if any.
+    pub(super) fn overdue(&self, now: u64) -> Option<Failure> {
+        let since = |at: u64| Duration::from_micros(now.saturating_sub(at));
+        let passed = |at: u64, bound: Option<Duration>| bound.is_some_and(|b| since(at) > b);
+        if passed(self.accepted_at, self.deadlines.total) {
+            return Some(deadline("the whole request", self.deadlines.total));
+        }
+        let handed = self.handed_at.load(Relaxed);
+        if handed != 0 {
+            return (since(handed) > self.stall_timeout).then(|| {
+                let limit = humantime::format_duration(self.stall_timeout);
+                Failure::new(
+                    Kind::Stalled,
+                    format!("The reader took no data for longer than {limit}."),
+                )
+                .with_code("reader_stalled")
+            });
+        }
+        if self.first_at.load(Relaxed) == 0 {
+            if passed(self.accepted_at, self.deadlines.first_token) {
+                return Some(deadline("the first token", self.deadlines.first_token));
+            }
+        } else if passed(self.last_at.load(Relaxed), self.deadlines.gap) {
+            return Some(deadline("the next token", self.deadlines.gap));
+        }
+        None
+    }
+
+    /// Ends the stream from outside: everything is freed and recorded at once, and the reader is
+    /// told when it next asks.
+    pub(super) fn cut(&self, failure: Failure) {
+        let outcome = failure.kind.outcome();
+        if self.cut.set(failure).is_ok() {
+            self.close(outcome, None, self.cut.get());
+            self.waker.wake();
+        }
+    }
+
+    fn close(&self, outcome: Outcome, finish: Option<Finish>, failure: Option<&Failure>) {
+        let ledger = self
+            .ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(ledger) = ledger else { return };
+        for cancel in &ledger.cancels {
+            cancel.cancel();
+        }
+        let first = self.first_at.load(Relaxed);
+        let record = Record {
+            outcome,
+            finish: finish.filter(|_| outcome == Outcome::Ok),
+            usage: Usage {
+                completion_tokens: self.tokens.load(Relaxed),
+                ..self.usage
+            },
+            time_to_first_token: (first != 0)
+                .then(|| Duration::from_micros(first.saturating_sub(self.accepted_at))),
+            duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),
+            max_gap_us: self.max_gap.load(Relaxed),
+        };
+        ledger.recorder.ended(&record, failure);
+        drop(ledger.permits);
+    }
+}
+
+fn deadline(what: &str, bound: Option<Duration>) -> Failure {
+    let bound = humantime::format_duration(bound.unwrap_or_default());
+    Failure::new(
+        Kind::Deadline,
+        format!("The deadline of {bound} for {what} passed."),
+    )
+    .with_code("deadline_exceeded")
+}

@@ -1,0 +1,120 @@
+//! Deadlines, stalled readers and cancellation by id, for streams whether or not anybody polls them.
+//!
+//! A stream whose reader has stopped is not polled, so it cannot time itself out. One `Watch` holds
+//! every open stream and sweeps them at a coarse tick; opening and closing a stream takes its lock,
+//! tokens never do.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::stream::Shared;
+use super::{Failure, RequestId, clock};
+
+/// How often open streams are looked at: the error of every deadline, and 40 sweeps a second of a
+/// few nanoseconds per stream.
+const TICK: Duration = Duration::from_millis(25);
+
+/// Every open stream.
+#[derive(Default)]
+pub struct Watch {
+    streams: Mutex<Slab<Arc<Shared>>>,
+    /// Signalled when the first stream opens and when the last one closes.
+    changed: Notify,
+}
+
+/// Keeps one stream in the watch; dropping it takes the stream out.
+pub struct WatchGuard {
+    watch: Arc<Watch>,
+    key: usize,
+}
+
+impl Watch {
+    /// A watch over no streams. Something must drive [`Watch::run`].
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    pub(super) fn enter(self: &Arc<Self>, shared: Arc<Shared>) -> WatchGuard {
+        let mut streams = self.lock();
+        if streams.is_empty() {
+            self.changed.notify_waiters();
+        }
+        WatchGuard {
+            key: streams.insert(shared),
+            watch: self.clone(),
+        }
+    }
+
+    /// Open streams.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Cancels every open stream with this request id; returns how many there were.
+    pub fn cancel(&self, id: &RequestId, failure: &Failure) -> usize {
+        self.cut_where(|shared| (shared.id == *id).then(|| failure.clone()))
+    }
+
+    /// Ends every open stream with this failure; returns how many there were.
+    pub fn cut_all(&self, failure: &Failure) -> usize {
+        self.cut_where(|_| Some(failure.clone()))
+    }
+
+    /// Waits until no stream is open.
+    pub async fn idle(&self) {
+        self.until(Slab::is_empty).await;
+    }
+
+    /// Sweeps for ever. Sleeps without a timer while no stream is open.
+    pub async fn run(&self) {
+        loop {
+            self.until(|streams| !streams.is_empty()).await;
+            tokio::time::sleep(TICK).await;
+            let now = clock::task_micros();
+            self.cut_where(|shared| shared.overdue(now));
+        }
+    }
+
+    async fn until(&self, reached: impl Fn(&Slab<Arc<Shared>>) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if reached(&self.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn cut_where(&self, verdict: impl Fn(&Shared) -> Option<Failure>) -> usize {
+        // Closing a stream gives back permits and logs: not under the lock.
+        let due: Vec<_> = self
+            .lock()
+            .iter()
+            .filter_map(|(_, shared)| verdict(shared).map(|failure| (shared.clone(), failure)))
+            .collect();
+        let count = due.len();
+        for (shared, failure) in due {
+            shared.cut(failure);
+        }
+        count
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Arc<Shared>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for WatchGuard {
+    fn drop(&mut self) {
+        let mut streams = self.watch.lock();
+        streams.remove(self.key);
+        if streams.is_empty() {
+            self.watch.changed.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,582 @@
+//! The metrics: every name in one place, one function per observation.
+//!
+//! Label values come from closed sets only (configured model names, enums of ours), so no request
+//! can make a new series. Figures that somebody else keeps (running sequences, KV cells) are read
+//! when Prometheus asks.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+use crate::generation::Outcome;
+
+/// The model label of what names no configured model.
+const UNKNOWN_MODEL: &str = "unknown";
+
+/// How often histogram samples are folded into buckets. Until then each takes 16 bytes, so the
+/// memory they take is bounded by what one second can bring.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+const TIME_TO_FIRST_TOKEN: &str = "sluicegate_time_to_first_token_seconds";
+const INTER_TOKEN: &str = "sluicegate_inter_token_seconds";
+const E2E: &str = "sluicegate_e2e_seconds";
+const QUEUE: &str = "sluicegate_queue_seconds";
+
+/// Every histogram with its help and its buckets; without buckets it would be rendered as a
+/// summary, which cannot be added up over processes.
+const HISTOGRAMS: [(&str, &str, &[f64]); 4] = [
+    (
+        TIME_TO_FIRST_TOKEN,
+        "From accepting a request to its first token.",
+        &[
+            0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+            10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
+        ],
+    ),
+    (
+        INTER_TOKEN,
+        "Between two tokens of one choice.",
+        // Finer below 10 ms than OpenTelemetry advises: small local models live there.
+        &[
+            0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
+            2.5, 10.0, 60.0,
+        ],
+    ),
+    (
+        E2E,
+        "From accepting a request to its good end.",
+        &[
+            0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+            163.84, 327.68, 655.36, 1310.72,
+        ],
+    ),
+    (
+        QUEUE,
+        "In the waiting line, for requests that left it to run.",
+        &[
+            0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        ],
+    ),
+];
+
+const REQUESTS: &str = "sluicegate_requests_total";
+const TOKENS: &str = "sluicegate_tokens_total";
+const SEND_STALLS: &str = "sluicegate_send_stalls_total";
+const PAUSES: &str = "sluicegate_pauses_total";
+const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
+
+const COUNTERS: [(&str, &str); 5] = [
+    (REQUESTS, "Requests by how they ended."),
+    (
+        TOKENS,
+        "Tokens by kind; cached ones are among the input tokens too.",
+    ),
+    (SEND_STALLS, "Readers cut off because they stopped reading."),
+    (
+        PAUSES,
+        "Times that a sequence left the batch because its reader was behind.",
+    ),
+    (
+        TELEMETRY_DROPPED,
+        "Log lines dropped because their reader was behind.",
+    ),
+];
+
+const STREAMS_OPEN: &str = "sluicegate_streams_open";
+const CONNECTIONS_OPEN: &str = "sluicegate_connections_open";
+const REQUESTS_RUNNING: &str = "sluicegate_requests_running";
+const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
+const SEQUENCES_PAUSED: &str = "sluicegate_sequences_paused";
+const KV_USED: &str = "sluicegate_kv_tokens_used";
+const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
+const BUILD_INFO: &str = "sluicegate_build_info";
+
+const GAUGES: [(&str, &str); 8] = [
+    (STREAMS_OPEN, "Streams that have not ended."),
+    (CONNECTIONS_OPEN, "Connections to the public listener."),
+    (REQUESTS_RUNNING, "Sequences in prefill or decode."),
+    (REQUESTS_WAITING, "Requests in the waiting line."),
+    (
+        SEQUENCES_PAUSED,
+        "Running sequences whose reader is behind, out of the batch for now.",
+    ),
+    (KV_USED, "KV cells in use."),
+    (KV_CAPACITY, "KV cells in all."),
+    (BUILD_INFO, "Always 1; the labels say what runs."),
+];
+
+/// Where a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Chat completions.
+    Chat,
+    /// Text completions.
+    Completions,
+    /// JSON-RPC.
+    Rpc,
+    /// Tokenizing and detokenizing.
+    Tokenize,
+    /// Anything else.
+    Other,
+}
+
+impl Route {
+    const ALL: [Self; 5] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Rpc,
+        Self::Tokenize,
+        Self::Other,
+    ];
+
+    /// The label value in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Rpc => "rpc",
+            Self::Tokenize => "tokenize",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Every series of this process.
+pub struct Metrics {
+    handle: PrometheusHandle,
+    models: HashMap<Arc<str>, Arc<ModelMetrics>>,
+    unknown: Arc<ModelMetrics>,
+    streams_open: Gauge,
+    connections_open: Gauge,
+    log_lines_dropped: Counter,
+}
+
+/// The series of one model.
+pub struct ModelMetrics {
+    name: Arc<str>,
+    requests: [[Counter; Outcome::ALL.len()]; Route::ALL.len()],
+    time_to_first_token: Histogram,
+    inter_token: Histogram,
+    e2e: Histogram,
+    queue: Histogram,
+    tokens_input: Counter,
+    tokens_output: Counter,
+    tokens_cached: Counter,
+    send_stalls: Counter,
+    pauses: Counter,
+    running: Gauge,
+    waiting: Gauge,
+    paused: Gauge,
+    kv_used: Gauge,
+    kv_capacity: Gauge,
+}
+
+/// What moves in a model, as its engine has it at the moment of a scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ModelLoad {
+    /// Sequences in prefill or decode.
+    pub running: u32,
+    /// Requests in the waiting line.
+    pub waiting: u32,
+    /// Running sequences out of the batch because their reader is behind.
+    pub paused: u32,
+    /// Times that a sequence was paused since the model was loaded.
+    pub pauses: u64,
+    /// KV cells in use.
+    pub kv_used: u64,
+    /// KV cells in all.
+    pub kv_capacity: u64,
+}
+
+/// What is read at the moment of a scrape.
+pub struct Scrape<I> {
+    /// Streams that have not ended.
+    pub streams_open: usize,
+    /// [`super::Logs::dropped`].
+    pub log_lines_dropped: u64,
+    /// Models by name. A name that is not configured counts as "unknown".
+    pub models: I,
+}
+
+impl Metrics {
+    /// The series for these configured models, all at zero.
+    ///
+    /// # Errors
+    /// A histogram has no buckets.
+    pub fn new<'a>(models: impl IntoIterator<Item = &'a str>) -> Result<Self, BuildError> {
+        let mut builder = PrometheusBuilder::new();
+        for (name, _, buckets) in HISTOGRAMS {
+            builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
+        }
+        let recorder = builder.build_recorder();
+        for (name, help, _) in HISTOGRAMS {
+            recorder.describe_histogram(name.into(), None, help.into());
+        }
+        for (name, help) in COUNTERS {
+            recorder.describe_counter(name.into(), None, help.into());
+        }
+        for (name, help) in GAUGES {
+            recorder.describe_gauge(name.into(), None, help.into());
+        }
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        gauge(&recorder, BUILD_INFO, &version).set(1.0);
+        Ok(Self {
+            handle: recorder.handle(),
+            models: models
+                .into_iter()
+                .map(|name| (name.into(), Arc::new(ModelMetrics::new(&recorder, name))))
+                .collect(),
+            unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL)),
+            streams_open: gauge(&recorder, STREAMS_OPEN, &[]),
+            connections_open: gauge(&recorder, CONNECTIONS_OPEN, &[]),
+            log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
+        })
+    }
+
+    /// The series of a configured model; those of "unknown" for every other name.
+    #[must_use]
+    pub fn model(&self, name: &str) -> &Arc<ModelMetrics> {
+        self.models.get(name).unwrap_or(&self.unknown)
+    }
+
+    /// A connection was accepted; it counts as open until the guard is dropped.
+    #[must_use]
+    pub fn connection_opened(&self) -> ConnectionOpen {
+        self.connections_open.increment(1.0);
+        ConnectionOpen(self.connections_open.clone())
+    }
+
+    /// Everything in Prometheus' text format (version 0.0.4). Takes milliseconds with many models:
+    /// not for a thread that carries streams.
+    #[must_use]
+    pub fn render<'a>(
+        &self,
+        scrape: Scrape<impl IntoIterator<Item = (&'a str, ModelLoad)>>,
+    ) -> String {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "no process has 2^53 streams or KV cells"
+        )]
+        {
+            self.streams_open.set(scrape.streams_open as f64);
+            for (name, load) in scrape.models {
+                let model = self.model(name);
+                model.running.set(f64::from(load.running));
+                model.waiting.set(f64::from(load.waiting));
+                model.paused.set(f64::from(load.paused));
+                model.kv_used.set(load.kv_used as f64);
+                model.kv_capacity.set(load.kv_capacity as f64);
+                model.pauses.absolute(load.pauses);
+            }
+        }
+        self.log_lines_dropped.absolute(scrape.log_lines_dropped);
+        self.handle.render()
+    }
+
+    /// Starts the thread that folds samples into buckets, so that their memory stays bounded while
+    /// nobody scrapes.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start_upkeep(&self) -> io::Result<Upkeep> {
+        let handle = self.handle.clone();
+        let (stop, stopped) = sync_channel::<()>(0);
+        let thread = thread::Builder::new()
+            .name("metrics".to_owned())
+            .spawn(move || {
+                while stopped.recv_timeout(UPKEEP) == Err(RecvTimeoutError::Timeout) {
+                    handle.run_upkeep();
+                }
+            })?;
+        Ok(Upkeep {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+/// Counts one connection as open for as long as it lives.
+pub struct ConnectionOpen(Gauge);
+
+impl Drop for ConnectionOpen {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// The upkeep thread; dropping this ends it and waits for it.
+pub struct Upkeep {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the metrics thread panicked");
+        }
+    }
+}
+
+impl ModelMetrics {
+    fn new(recorder: &PrometheusRecorder, name: &str) -> Self {
+        let model = [("model", name)];
+        let tokens = |kind| counter(recorder, TOKENS, &[("model", name), ("kind", kind)]);
+        Self {
+            name: name.into(),
+            requests: Route::ALL.map(|route| {
+                Outcome::ALL.map(|outcome| {
+                    let labels = [
+                        ("model", name),
+                        ("route", route.as_str()),
+                        ("outcome", outcome.as_str()),
+                    ];
+                    counter(recorder, REQUESTS, &labels)
+                })
+            }),
+            time_to_first_token: histogram(recorder, TIME_TO_FIRST_TOKEN, &model),
+            inter_token: histogram(recorder, INTER_TOKEN, &model),
+            e2e: histogram(recorder, E2E, &model),
+            queue: histogram(recorder, QUEUE, &model),
+            tokens_input: tokens("input"),
+            tokens_output: tokens("output"),
+            tokens_cached: tokens("cached"),
+            send_stalls: counter(recorder, SEND_STALLS, &model),
+            pauses: counter(recorder, PAUSES, &model),
+            running: gauge(recorder, REQUESTS_RUNNING, &model),
+            waiting: gauge(recorder, REQUESTS_WAITING, &model),
+            paused: gauge(recorder, SEQUENCES_PAUSED, &model),
+            kv_used: gauge(recorder, KV_USED, &model),
+            kv_capacity: gauge(recorder, KV_CAPACITY, &model),
+        }
+    }
+
+    /// The model's name; "unknown" for what is not configured.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A request left the waiting line after this long.
+    pub fn queued(&self, wait: Duration) {
+        self.queue.record(wait);
+    }
+
+    pub(super) fn request_ended(&self, route: Route, outcome: Outcome) {
+        self.requests[route as usize][outcome as usize].increment(1);
+    }
+
+    pub(super) fn first_token(&self, after: Duration) {
+        self.time_to_first_token.record(after);
+    }
+
+    pub(super) fn gaps(&self, micros: &[u32]) {
+        for &gap in micros {
+            self.inter_token.record(f64::from(gap) / 1e6);
+        }
+    }
+
+    pub(super) fn finished_well(&self, duration: Duration) {
+        self.e2e.record(duration);
+    }
+
+    pub(super) fn tokens_read(&self, prompt: u32, cached: u32) {
+        self.tokens_input.increment(u64::from(prompt));
+        self.tokens_cached.increment(u64::from(cached));
+    }
+
+    pub(super) fn tokens_generated(&self, count: u32) {
+        self.tokens_output.increment(u64::from(count));
+    }
+
+    pub(super) fn reader_cut(&self) {
+        self.send_stalls.increment(1);
+    }
+}
+
+const ORIGIN: Metadata<'static> = Metadata::new("sluicegate", Level::INFO, None);
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|&(key, value)| Label::new(key, value.to_owned()))
+        .collect();
+    Key::from_parts(name, labels)
+}
+
+fn counter(
+    recorder: &PrometheusRecorder,
+    name: &'static str,
+    labels: &[(&'static str, &str)],
+) -> Counter {
+    recorder.register_counter(&key(name, labels), &ORIGIN)
+}
+
+fn gauge(
+    recorder: &PrometheusRecorder,
+    name: &'static str,
+    labels: &[(&'static str, &str)],
+) -> Gauge {
+    recorder.register_gauge(&key(name, labels), &ORIGIN)
+}
+
+fn histogram(
+    recorder: &PrometheusRecorder,
+    name: &'static str,
+    labels: &[(&'static str, &str)],
+) -> Histogram {
+    recorder.register_histogram(&key(name, labels), &ORIGIN)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::telemetry) fn scrape(metrics: &Metrics) -> String {
+        metrics.render(Scrape {
+            streams_open: 3,
+            log_lines_dropped: 5,
+            models: [(
+                "m",
+                ModelLoad {
+                    running: 1,
+                    waiting: 2,
+                    paused: 3,
+                    pauses: 4,
+                    kv_used: 5,
+                    kv_capacity: 6,
+                },
+            )],
+        })
+    }
+
+    pub(in crate::telemetry) fn value(text: &str, series: &str) -> String {
+        let line = text
+            .lines()
+            .find(|line| {
+                line.strip_prefix(series)
+                    .is_some_and(|r| r.starts_with(' '))
+            })
+            .unwrap_or_else(|| panic!("no {series} in\n{text}"));
+        line.rsplit(' ').next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn every_metric_is_rendered_from_the_start_with_help_and_never_as_a_summary() {
+        let text = scrape(&Metrics::new(["m"]).unwrap());
+        assert!(!text.contains(" summary"), "{text}");
+        let names = HISTOGRAMS
+            .map(|(name, ..)| (name, "histogram"))
+            .into_iter()
+            .chain(COUNTERS.map(|(name, _)| (name, "counter")))
+            .chain(GAUGES.map(|(name, _)| (name, "gauge")));
+        for (name, kind) in names {
+            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+        }
+    }
+
+    #[test]
+    fn pulled_figures_are_those_of_the_scrape() {
+        let text = scrape(&Metrics::new(["m"]).unwrap());
+        assert_eq!(value(&text, "sluicegate_streams_open"), "3");
+        assert_eq!(
+            value(&text, r#"sluicegate_requests_running{model="m"}"#),
+            "1"
+        );
+        assert_eq!(
+            value(&text, r#"sluicegate_requests_waiting{model="m"}"#),
+            "2"
+        );
+        assert_eq!(
+            value(&text, r#"sluicegate_sequences_paused{model="m"}"#),
+            "3"
+        );
+        assert_eq!(value(&text, r#"sluicegate_pauses_total{model="m"}"#), "4");
+        assert_eq!(value(&text, r#"sluicegate_kv_tokens_used{model="m"}"#), "5");
+        assert_eq!(
+            value(&text, r#"sluicegate_kv_tokens_capacity{model="m"}"#),
+            "6"
+        );
+        assert_eq!(
+            value(&text, r#"sluicegate_telemetry_dropped_total{signal="log"}"#),
+            "5"
+        );
+    }
+
+    #[test]
+    fn buckets_rise() {
+        for (name, _, buckets) in HISTOGRAMS {
+            assert!(buckets.is_sorted_by(|a, b| a < b), "{name}");
+        }
+    }
+
+    #[test]
+    fn strange_model_names_make_no_series() {
+        let metrics = Metrics::new(["m"]).unwrap();
+        let before = scrape(&metrics).lines().count();
+        for number in 0..100_000 {
+            let model = metrics.model(&format!("model-{number}"));
+            model.request_ended(Route::Chat, Outcome::Invalid);
+        }
+        let text = scrape(&metrics);
+        assert_eq!(text.lines().count(), before);
+        let series = r#"sluicegate_requests_total{model="unknown",route="chat",outcome="invalid"}"#;
+        assert_eq!(value(&text, series), "100000");
+    }
+
+    #[test]
+    fn each_outcome_and_route_has_its_own_counter() {
+        let metrics = Metrics::new(["m"]).unwrap();
+        let mut times = 0;
+        for route in Route::ALL {
+            for outcome in Outcome::ALL {
+                times += 1;
+                for _ in 0..times {
+                    metrics.model("m").request_ended(route, outcome);
+                }
+                let (route, outcome) = (route.as_str(), outcome.as_str());
+                let series = format!(
+                    r#"sluicegate_requests_total{{model="m",route="{route}",outcome="{outcome}"}}"#
+                );
+                assert_eq!(value(&scrape(&metrics), &series), times.to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_counts_until_its_guard_is_dropped() {
+        let metrics = Metrics::new([]).unwrap();
+        let first = metrics.connection_opened();
+        let _second = metrics.connection_opened();
+        drop(first);
+        assert_eq!(value(&scrape(&metrics), "sluicegate_connections_open"), "1");
+    }
+
+    #[test]
+    fn the_upkeep_thread_ends_with_its_handle() {
+        let upkeep = Metrics::new([]).unwrap().start_upkeep().unwrap();
+        drop(upkeep);
+    }
+
+    #[test]
+    fn two_sets_of_metrics_do_not_meet() {
+        let (a, b) = (Metrics::new(["m"]).unwrap(), Metrics::new(["m"]).unwrap());
+        a.model("m").queued(Duration::from_millis(20));
+        let count = r#"sluicegate_queue_seconds_count{model="m"}"#;
+        assert_eq!(value(&scrape(&a), count), "1");
+        assert_eq!(value(&scrape(&b), count), "0");
+    }
+}

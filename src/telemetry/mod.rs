@@ -1,0 +1,14 @@
+//! What the process tells about itself: logs and metrics.
+//!
+//! Nothing here may slow a stream down: log lines go through a bounded queue that drops rather than
+//! waits, and metric handles are looked up when a model is set up, never when something is counted.
+
+pub mod config;
+mod logs;
+mod metrics;
+mod request;
+
+pub use config::Config;
+pub use logs::{LogError, Logs};
+pub use metrics::{ConnectionOpen, Metrics, ModelLoad, ModelMetrics, Route, Scrape, Upkeep};
+pub use request::RequestRecorder;
