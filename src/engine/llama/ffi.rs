@@ -1,0 +1,432 @@
+//! Where Rust meets llama.cpp: a context, its batch and its thread pool, over `llama-cpp-sys-2`.
+//!
+//! `llama-cpp-2`'s safe API carries the backend, the model and the vocabulary. Its context cannot
+//! carry an engine: no thread pool, no abort flag, and a borrow of the model that rules out owning
+//! both. So the context is ours, and this file is the only one in the project with `unsafe` in it.
+//! Every id and count is checked here, because llama.cpp aborts the process on most bad ones.
+#![expect(
+    unsafe_code,
+    reason = "the one file that calls C; each block says why it is sound"
+)]
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llama_cpp_2::llama_backend::{LlamaBackend, NumaStrategy};
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_sys_2 as sys;
+
+/// What llama.cpp could not do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LlamaError {
+    /// The library itself did not start.
+    #[error("llama.cpp did not start: {0}")]
+    Backend(String),
+    /// The context could not be made.
+    #[error("llama.cpp could not create a context{}", after_colon(.0))]
+    Context(Vec<String>),
+    /// The thread pool could not be made.
+    #[error("llama.cpp could not start {0} threads")]
+    Threads(u32),
+    /// The batch found no room in the KV cache; nothing was changed.
+    #[error("the KV cache has no room for the batch")]
+    NoRoom,
+    /// The abort flag was raised while the batch was computed.
+    #[error("the computation was aborted")]
+    Aborted,
+    /// The batch failed; what of it is in the KV cache is unknown.
+    #[error("llama_decode failed with {status}{}", after_colon(.log))]
+    Decode {
+        /// Its return value.
+        status: i32,
+        /// Its last error lines.
+        log: Vec<String>,
+    },
+    /// A row or id outside the context's bounds; nothing was called.
+    #[error("{0}")]
+    Bounds(&'static str),
+}
+
+fn after_colon(lines: &[String]) -> String {
+    if lines.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", lines.join("; "))
+    }
+}
+
+/// NUMA placement of ggml's threads, for the whole process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Numa {
+    /// Leave it to the kernel.
+    #[default]
+    Off,
+    /// Spread over the nodes.
+    Distribute,
+    /// Stay on the node the process started on.
+    Isolate,
+}
+
+/// Starts llama.cpp once for the process. The first caller's `numa` stands.
+pub(super) fn backend(numa: Numa) -> Result<&'static LlamaBackend, LlamaError> {
+    static BACKEND: OnceLock<Result<LlamaBackend, String>> = OnceLock::new();
+    BACKEND
+        .get_or_init(|| {
+            // SAFETY: the callback is a plain function that lives for ever and uses no user data.
+            // Both loggers are global to the library; they are set before anything else is called.
+            unsafe {
+                sys::llama_log_set(Some(log_line), std::ptr::null_mut());
+                sys::ggml_log_set(Some(log_line), std::ptr::null_mut());
+            }
+            match numa {
+                Numa::Off => LlamaBackend::init(),
+                Numa::Distribute => LlamaBackend::init_numa(NumaStrategy::DISTRIBUTE),
+                Numa::Isolate => LlamaBackend::init_numa(NumaStrategy::ISOLATE),
+            }
+            .map_err(|error| error.to_string())
+        })
+        .as_ref()
+        .map_err(|error| LlamaError::Backend(error.clone()))
+}
+
+/// How many of the last error lines of a thread are kept for its next error.
+const ERROR_LINES: usize = 4;
+
+thread_local! {
+    static ERRORS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// llama.cpp's last error lines on this thread, and forgets them.
+pub(super) fn take_errors() -> Vec<String> {
+    ERRORS.with_borrow_mut(std::mem::take)
+}
+
+/// llama.cpp's log goes to `tracing`; its error lines are also kept for the error that follows.
+unsafe extern "C" fn log_line(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() {
+        return;
+    }
+    // SAFETY: llama.cpp passes a NUL-terminated string that is valid for the call.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    let line = text.trim_end();
+    // Its loader prints progress as single dots.
+    if line.is_empty() || line == "." {
+        return;
+    }
+    match level {
+        sys::GGML_LOG_LEVEL_ERROR => {
+            tracing::debug!(target: "llama", "{line}");
+            ERRORS.with_borrow_mut(|errors| {
+                if errors.len() == ERROR_LINES {
+                    errors.remove(0);
+                }
+                errors.push(line.to_owned());
+            });
+        }
+        sys::GGML_LOG_LEVEL_WARN => tracing::debug!(target: "llama", warning = true, "{line}"),
+        _ => tracing::trace!(target: "llama", "{line}"),
+    }
+}
+
+/// How a context is made.
+#[derive(Clone, Debug)]
+pub(super) struct ContextParams {
+    /// KV cells per sequence on a split layout, in all on a unified one.
+    pub(super) cells: u32,
+    /// Sequences at once.
+    pub(super) sequences: u32,
+    /// One pool of cells for all sequences instead of one each.
+    pub(super) unified: bool,
+    /// Most rows of one decode call, and of one physical batch.
+    pub(super) batch: u32,
+    /// Threads for one-row batches and for all others.
+    pub(super) threads: u32,
+    pub(super) threads_prefill: u32,
+    /// How eagerly idle pool threads spin, 0 (sleep) to 100.
+    pub(super) poll: u32,
+    pub(super) flash_attention: sys::llama_flash_attn_type,
+    pub(super) type_k: sys::ggml_type,
+    pub(super) type_v: sys::ggml_type,
+    pub(super) offload_kv: bool,
+}
+
+/// One llama.cpp context with the model that it computes, its thread pool and its abort flag.
+///
+/// Not `Send`: it is made and used on the engine thread.
+pub(super) struct Context {
+    raw: NonNull<sys::llama_context>,
+    memory: sys::llama_memory_t,
+    // Dropped after `raw` (see `Drop`): the context uses all three.
+    pool: Option<ThreadPool>,
+    model: Arc<LlamaModel>,
+    abort: Arc<AtomicBool>,
+    vocabulary: usize,
+    max_rows: usize,
+    sequences: u32,
+    seq_pointers: Vec<*mut sys::llama_seq_id>,
+    one: Vec<i32>,
+}
+
+impl Context {
+    /// Makes a context. Raising `abort` makes a running or later decode return early.
+    pub(super) fn new(
+        model: Arc<LlamaModel>,
+        params: &ContextParams,
+        abort: Arc<AtomicBool>,
+    ) -> Result<Self, LlamaError> {
+        // Creating a context writes to the model's hyperparameters: one at a time.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+
+        // SAFETY: returns a plain struct by value.
+        let mut raw_params = unsafe { sys::llama_context_default_params() };
+        let streams = if params.unified { 1 } else { params.sequences };
+        raw_params.n_ctx = params
+            .cells
+            .checked_mul(streams)
+            .ok_or(LlamaError::Bounds("context times parallel is too large"))?;
+        raw_params.n_batch = params.batch;
+        raw_params.n_ubatch = params.batch;
+        raw_params.n_seq_max = params.sequences;
+        raw_params.n_threads = signed(params.threads);
+        raw_params.n_threads_batch = signed(params.threads_prefill);
+        raw_params.flash_attn_type = params.flash_attention;
+        raw_params.type_k = params.type_k;
+        raw_params.type_v = params.type_v;
+        raw_params.offload_kqv = params.offload_kv;
+        raw_params.kv_unified = params.unified;
+        raw_params.no_perf = true;
+        raw_params.abort_callback = Some(asks_to_abort);
+        raw_params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast();
+
+        take_errors();
+        // SAFETY: `LlamaModel` is `repr(transparent)` over a non-null `llama_model` pointer (checked
+        // by the size assertion below, and the crate's version is pinned). The model outlives the
+        // context because `Self` holds the `Arc`. The abort flag does too.
+        let raw = unsafe {
+            let model_pointer: *mut sys::llama_model =
+                Arc::as_ptr(&model).cast::<*mut sys::llama_model>().read();
+            sys::llama_init_from_model(model_pointer, raw_params)
+        };
+        let raw = NonNull::new(raw).ok_or_else(|| LlamaError::Context(take_errors()))?;
+        let mut context = Self {
+            // SAFETY: `raw` is a live context.
+            memory: unsafe { sys::llama_get_memory(raw.as_ptr()) },
+            raw,
+            pool: None,
+            vocabulary: usize::try_from(model.n_vocab()).unwrap_or(0),
+            model,
+            abort,
+            max_rows: params.batch as usize,
+            sequences: params.sequences,
+            seq_pointers: Vec::with_capacity(params.batch as usize),
+            one: vec![1; params.batch as usize],
+        };
+        if context.memory.is_null() {
+            return Err(LlamaError::Context(vec![
+                "the model has no KV cache; only generative models can be served".into(),
+            ]));
+        }
+        context.attach_threads(params)?;
+        Ok(context)
+    }
+
+    /// Gives the context a standing pool. Without one, ggml starts and joins its threads at every
+    /// single decode.
+    fn attach_threads(&mut self, params: &ContextParams) -> Result<(), LlamaError> {
+        let count = params.threads.max(params.threads_prefill);
+        if count > 1 {
+            let pool = ThreadPool::new(count, params.poll)?;
+            // SAFETY: both are live; the pool is freed after the context (see `Drop`).
+            unsafe {
+                sys::llama_attach_threadpool(
+                    self.raw.as_ptr(),
+                    pool.0.as_ptr(),
+                    std::ptr::null_mut(),
+                );
+            }
+            self.pool = Some(pool);
+        }
+        Ok(())
+    }
+
+    /// Cells per sequence that the context really has (llama.cpp rounds up).
+    pub(super) fn cells_per_sequence(&self) -> u32 {
+        // SAFETY: a live context.
+        unsafe { sys::llama_n_ctx_seq(self.raw.as_ptr()) }
+    }
+
+    /// Computes the rows of `batch`. Their logits are readable until the next call.
+    pub(super) fn decode(&mut self, batch: &mut Batch) -> Result<(), LlamaError> {
+        let rows = batch.tokens.len();
+        if rows == 0 || rows > self.max_rows {
+            return Err(LlamaError::Bounds("a batch has 1 to n_batch rows"));
+        }
+        let vocabulary = self.vocabulary;
+        let fits = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < vocabulary);
+        if !batch.tokens.iter().all(fits) {
+            return Err(LlamaError::Bounds("a token id is outside the vocabulary"));
+        }
+        let sequences = self.sequences;
+        if !batch
+            .sequences
+            .iter()
+            .all(|&s| u32::try_from(s).is_ok_and(|s| s < sequences))
+        {
+            return Err(LlamaError::Bounds("a sequence id is out of range"));
+        }
+        self.seq_pointers.clear();
+        self.seq_pointers
+            .extend(batch.sequences.iter_mut().map(std::ptr::from_mut));
+        take_errors();
+        let raw = sys::llama_batch {
+            n_tokens: i32::try_from(rows).unwrap_or(0),
+            token: batch.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: batch.positions.as_mut_ptr(),
+            n_seq_id: self.one.as_mut_ptr(),
+            seq_id: self.seq_pointers.as_mut_ptr(),
+            logits: batch.outputs.as_mut_ptr(),
+        };
+        // SAFETY: all arrays have `rows` entries (`Batch::push` keeps them equal, `one` has
+        // `max_rows`), live through the call and are not kept by llama.cpp. Ids were checked above.
+        let status = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
+        match status {
+            0 => Ok(()),
+            1 => Err(LlamaError::NoRoom),
+            2 => Err(LlamaError::Aborted),
+            status => Err(LlamaError::Decode {
+                status,
+                log: take_errors(),
+            }),
+        }
+    }
+
+    /// The logits of a row of the last batch, one per vocabulary entry; `None` if the row asked for
+    /// none. Waits for the computation where it is asynchronous.
+    pub(super) fn logits(&mut self, row: usize) -> Option<&[f32]> {
+        let row = i32::try_from(row).ok()?;
+        // SAFETY: a live context; llama.cpp checks the row and returns null for a bad one.
+        let first = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };
+        if first.is_null() {
+            return None;
+        }
+        // SAFETY: a row of logits has n_vocab floats and stays valid until the next decode, which
+        // needs `&mut self` and so cannot happen while the slice is borrowed.
+        Some(unsafe { std::slice::from_raw_parts(first, self.vocabulary) })
+    }
+
+    /// Forgets everything of a sequence.
+    pub(super) fn forget(&mut self, sequence: u32) {
+        if sequence < self.sequences {
+            // SAFETY: a live memory and an id in range; -1, -1 means all positions.
+            unsafe {
+                sys::llama_memory_seq_rm(self.memory, signed(sequence), -1, -1);
+            }
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the context is freed once, here, before the pool, the flag and the model that it
+        // points to: fields are dropped after this body.
+        unsafe { sys::llama_free(self.raw.as_ptr()) }
+        let _ = (&self.pool, &self.model, &self.abort);
+    }
+}
+
+// `Context::new` reads the model pointer out of `LlamaModel`.
+const _: () = assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>());
+
+/// Asked by ggml between two nodes of the graph.
+unsafe extern "C" fn asks_to_abort(flag: *mut c_void) -> bool {
+    // SAFETY: the pointer comes from the `Arc<AtomicBool>` that the context holds.
+    unsafe { &*flag.cast::<AtomicBool>() }.load(Relaxed)
+}
+
+/// A standing team of ggml threads.
+struct ThreadPool(NonNull<sys::ggml_threadpool>);
+
+impl ThreadPool {
+    fn new(threads: u32, poll: u32) -> Result<Self, LlamaError> {
+        // SAFETY: plain structs by value; ggml copies what it needs of the parameters.
+        let pool = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(signed(threads));
+            params.poll = poll.min(100);
+            sys::ggml_threadpool_new(&raw mut params)
+        };
+        NonNull::new(pool)
+            .map(Self)
+            .ok_or(LlamaError::Threads(threads))
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        // SAFETY: made by `ggml_threadpool_new`, freed once, after the context that used it.
+        unsafe { sys::ggml_threadpool_free(self.0.as_ptr()) }
+    }
+}
+
+/// Rows for one decode call: token, position, sequence, and whether logits are wanted.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    tokens: Vec<sys::llama_token>,
+    positions: Vec<sys::llama_pos>,
+    sequences: Vec<sys::llama_seq_id>,
+    outputs: Vec<i8>,
+}
+
+impl Batch {
+    /// An empty batch with room for `rows`.
+    pub(super) fn with_capacity(rows: usize) -> Self {
+        Self {
+            tokens: Vec::with_capacity(rows),
+            positions: Vec::with_capacity(rows),
+            sequences: Vec::with_capacity(rows),
+            outputs: Vec::with_capacity(rows),
+        }
+    }
+
+    /// Removes all rows; keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.outputs.clear();
+    }
+
+    /// Adds a row; returns its number.
+    pub(super) fn push(
+        &mut self,
+        token: u32,
+        position: u32,
+        sequence: u32,
+        wants_logits: bool,
+    ) -> usize {
+        self.tokens.push(signed(token));
+        self.positions.push(signed(position));
+        self.sequences.push(signed(sequence));
+        self.outputs.push(i8::from(wants_logits));
+        self.tokens.len() - 1
+    }
+
+    /// Rows so far.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are no rows.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}
+
+/// llama.cpp counts in `i32`. What does not fit becomes -1, which it and our checks refuse.
+fn signed(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(-1)
+}

@@ -1,0 +1,401 @@
+//! A GGUF model in this process, through llama.cpp.
+//!
+//! [`LlamaEngine`] is the async side: it renders templates, tokenizes, checks and prices a request,
+//! and hands its sequences to the engine thread (`worker.rs`) through a bounded channel. Tokens come
+//! back through one ring per sequence (`engine/ring.rs`), read by a `LlamaSource`.
+
+mod ffi;
+mod gguf;
+mod load;
+pub mod sampling;
+mod schedule;
+mod source;
+mod template;
+mod vocab;
+mod worker;
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use self::sampling::{Breakers, Sampler, SamplingError};
+use self::source::LlamaSource;
+use self::template::ChatTemplate;
+use self::vocab::{Guards, Vocabulary};
+use self::worker::{Counters, Job, Place};
+use super::config::Settings;
+use super::ring::Ring;
+use super::{Card, Engine, Gauges, Started, TokenizeOptions};
+use crate::generation::{
+    BoxFuture, Failure, Input, Kind, Message, Request, Sampling, Source, Usage,
+};
+use crate::telemetry::ModelMetrics;
+
+pub use self::load::{LoadError, Weights};
+
+/// The demo model, a GGUF of 4.7 MB; `demo/README.md` tells how it was made.
+pub(super) const DEMO: &[u8] = include_bytes!("demo/sluicegate-demo-q8_0.gguf");
+
+/// How the demo model is run. It is at its best with little randomness.
+pub(super) fn demo_settings() -> Settings {
+    let mut settings = Settings::default();
+    settings.context = NonZeroU32::new(2048);
+    settings.sampling.temperature = Some(0.3);
+    settings
+}
+
+/// When to come back after a full queue. A guess that suits small models and large ones alike.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Text up to this many bytes is tokenized where it is, longer text on the blocking pool. llama.cpp
+/// tokenizes about 5 MB/s: 2 KiB hold a runtime thread for less than half a millisecond.
+const TOKENIZE_INLINE: usize = 2 * 1024;
+
+/// A running model.
+pub struct LlamaEngine {
+    shared: Arc<Shared>,
+    inbox: SyncSender<Vec<Job>>,
+    thread: Thread,
+    join: Mutex<Option<JoinHandle<()>>>,
+    counters: Arc<Counters>,
+    stopping: Arc<AtomicBool>,
+    abort: Arc<AtomicBool>,
+    kv_capacity: u64,
+    /// Sequences that may be accepted at once: running and waiting.
+    places: u32,
+    ring: u32,
+}
+
+/// What tokenizing needs, shared with the blocking pool.
+struct Shared {
+    card: Card,
+    vocabulary: Arc<Vocabulary>,
+    template: ChatTemplate,
+    sampling: Sampling,
+    /// DRY's breakers for the texts that were asked for last; finding them reads the whole
+    /// vocabulary.
+    breakers: Mutex<Option<(Vec<String>, Arc<Breakers>)>>,
+}
+
+impl LlamaEngine {
+    /// Loads a model and starts its thread. Blocks for as long as the loading takes.
+    ///
+    /// # Errors
+    /// [`LoadError`] says what is wrong with the file, or what llama.cpp could not do with it.
+    pub fn load(
+        name: &str,
+        weights: &Weights,
+        settings: &Settings,
+        process: &super::config::Process,
+        ring: usize,
+        metrics: &Arc<ModelMetrics>,
+    ) -> Result<Arc<Self>, LoadError> {
+        load::load(name, weights, settings, process, ring, metrics)
+    }
+
+    /// Checks a request and turns it into jobs and their sources.
+    async fn prepare(&self, request: &Request) -> Result<Started, Failure> {
+        let prompts = self.prompts(&request.inputs).await?;
+        let count = u32::try_from(request.choices()).unwrap_or(u32::MAX);
+        let places = Place::take(&self.counters, count, self.places).ok_or_else(|| {
+            Failure::new(
+                Kind::Overloaded,
+                "All sequences of this model are busy and its waiting line is full.",
+            )
+            .with_code("queue_full")
+            .with_retry_after(RETRY_AFTER)
+        })?;
+        let mut places = places.into_iter();
+        let settings = request.sampling.over(&self.shared.sampling);
+        let seed = settings
+            .seed
+            .unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
+        let breakers = self.breakers(&settings).await?;
+        let accepted = Instant::now();
+        let queue_deadline = request
+            .deadlines
+            .queue
+            .map(|bound| (accepted + bound, bound));
+
+        let mut jobs = Vec::with_capacity(count as usize);
+        let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(count as usize);
+        let mut prompt_tokens = 0u32;
+        for prompt in prompts {
+            let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+            prompt_tokens = prompt_tokens.saturating_add(len);
+            let room = self.shared.card.context.saturating_sub(len);
+            let budget = request.max_tokens.unwrap_or(room).min(room);
+            for repeat in 0..request.n {
+                let Some(place) = places.next() else { break };
+                let ring = Ring::new(
+                    self.ring,
+                    request.logprobs.unwrap_or(0),
+                    self.thread.clone(),
+                );
+                let choice = u32::try_from(sources.len()).unwrap_or(u32::MAX);
+                sources.push(Box::new(LlamaSource::new(
+                    ring.clone(),
+                    self.shared.vocabulary.clone(),
+                    choice,
+                    &request.stop,
+                    request.logprobs.is_some(),
+                )));
+                let mut sampler = Sampler::new(
+                    &settings,
+                    seed.wrapping_add(u64::from(repeat)),
+                    self.shared.vocabulary.len(),
+                    &self.shared.vocabulary.eog,
+                    &self.shared.vocabulary.suppressed,
+                    breakers.clone(),
+                )
+                .map_err(invalid_sampling)?;
+                sampler.accept_prompt(&prompt);
+                jobs.push(Job {
+                    prompt: prompt.clone(),
+                    budget,
+                    sampler,
+                    logprobs: request.logprobs,
+                    ring,
+                    accepted,
+                    queue_deadline,
+                    place,
+                });
+            }
+        }
+        self.submit(jobs)?;
+        Ok(Started {
+            usage: Usage {
+                prompt_tokens,
+                ..Usage::default()
+            },
+            sources,
+        })
+    }
+
+    fn submit(&self, jobs: Vec<Job>) -> Result<(), Failure> {
+        let stopped = || Failure::new(Kind::NotReady, "The model has been stopped.");
+        if self.stopping.load(Relaxed) {
+            return Err(stopped());
+        }
+        match self.inbox.try_send(jobs) {
+            Ok(()) => {
+                self.thread.unpark();
+                Ok(())
+            }
+            // The channel has room for every place, so this cannot be reached by load alone.
+            Err(TrySendError::Full(_)) => {
+                Err(Failure::new(Kind::Overloaded, "The model's inbox is full.")
+                    .with_retry_after(RETRY_AFTER))
+            }
+            Err(TrySendError::Disconnected(_)) => Err(stopped()),
+        }
+    }
+
+    /// The tokens of every input, each non-empty and short enough to leave room for one token.
+    async fn prompts(&self, inputs: &[Input]) -> Result<Vec<Arc<[u32]>>, Failure> {
+        let mut prompts = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let options = TokenizeOptions {
+                add_special: true,
+                parse_special: false,
+            };
+            let tokens = self.tokens(input, options).await?;
+            if tokens.is_empty() {
+                return Err(Failure::invalid("prompt", "The prompt has no tokens."));
+            }
+            let (len, context) = (tokens.len(), self.shared.card.context);
+            if len >= context as usize {
+                return Err(Failure::new(
+                    Kind::ContextExceeded,
+                    format!(
+                        "The prompt has {len} tokens; this model's context holds {context}, \
+                         of which at least one is for the answer."
+                    ),
+                ));
+            }
+            prompts.push(tokens.into());
+        }
+        Ok(prompts)
+    }
+
+    async fn tokens(&self, input: &Input, options: TokenizeOptions) -> Result<Vec<u32>, Failure> {
+        let size = match input {
+            Input::Tokens(tokens) => return self.shared.checked(tokens),
+            Input::Text(text) => text.len(),
+            Input::Chat(messages) => messages.iter().map(|m| m.content.len() + 16).sum(),
+        };
+        if size <= TOKENIZE_INLINE {
+            return self.shared.tokenize(input, options);
+        }
+        let (shared, input) = (self.shared.clone(), input.clone());
+        tokio::task::spawn_blocking(move || shared.tokenize(&input, options))
+            .await
+            .map_err(Failure::internal)?
+    }
+
+    /// The breakers of DRY, if it is on.
+    async fn breakers(&self, settings: &Sampling) -> Result<Arc<Breakers>, Failure> {
+        let Some(dry) = settings.dry.as_ref().filter(|dry| dry.multiplier > 0.0) else {
+            return Ok(Arc::default());
+        };
+        let (shared, texts) = (self.shared.clone(), dry.sequence_breakers.clone());
+        let found = tokio::task::spawn_blocking(move || shared.breakers(texts)).await;
+        found.map_err(Failure::internal)?.map_err(invalid_sampling)
+    }
+}
+
+fn invalid_sampling(error: SamplingError) -> Failure {
+    Failure::invalid(error.field, error.to_string())
+}
+
+impl Shared {
+    fn breakers(&self, texts: Vec<String>) -> Result<Arc<Breakers>, SamplingError> {
+        let last = || self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, breakers)) = &*last()
+            && *known == texts
+        {
+            return Ok(breakers.clone());
+        }
+        let breakers = Arc::new(self.vocabulary.breakers(&texts)?);
+        *last() = Some((texts, breakers.clone()));
+        Ok(breakers)
+    }
+
+    fn tokenize(&self, input: &Input, options: TokenizeOptions) -> Result<Vec<u32>, Failure> {
+        match input {
+            Input::Tokens(tokens) => self.checked(tokens),
+            Input::Text(text) => {
+                Ok(self
+                    .vocabulary
+                    .tokenize(text, options.add_special, options.parse_special))
+            }
+            Input::Chat(messages) => self.tokenize_chat(messages),
+        }
+    }
+
+    /// Renders the conversation and tokenizes it. Control tokens come from the template alone: their
+    /// texts inside a message stay text.
+    fn tokenize_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+        let texts = messages.iter().flat_map(|m| {
+            [
+                m.content.as_str(),
+                m.role.0.as_str(),
+                m.name.as_deref().unwrap_or(""),
+            ]
+        });
+        let guards = Guards::absent_from(texts).ok_or_else(|| {
+            Failure::invalid(
+                "messages",
+                "The messages contain nearly all Unicode noncharacters.",
+            )
+        })?;
+        let guard = |text: &str| self.vocabulary.guard(text, guards).into_owned();
+        let guarded: Vec<_> = messages
+            .iter()
+            .map(|message| Message {
+                role: crate::generation::Role(guard(&message.role.0)),
+                content: guard(&message.content),
+                name: message.name.as_deref().map(guard),
+            })
+            .collect();
+        let rendered = self.template.render(&guarded).map_err(|error| {
+            Failure::invalid(
+                "messages",
+                format!("The model's chat template does not take these messages: {error}."),
+            )
+        })?;
+        Ok(self
+            .vocabulary
+            .tokenize_segments(&guards.segments(&rendered), true))
+    }
+
+    fn checked(&self, tokens: &[u32]) -> Result<Vec<u32>, Failure> {
+        match tokens
+            .iter()
+            .find(|&&t| t as usize >= self.vocabulary.len())
+        {
+            None => Ok(tokens.to_vec()),
+            Some(token) => Err(Failure::invalid(
+                "prompt",
+                format!(
+                    "Token {token} is outside the vocabulary of {} tokens.",
+                    self.vocabulary.len()
+                ),
+            )),
+        }
+    }
+}
+
+impl Engine for LlamaEngine {
+    fn card(&self) -> &Card {
+        &self.shared.card
+    }
+
+    fn start<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Started, Failure>> {
+        Box::pin(self.prepare(request))
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        input: &'a Input,
+        options: TokenizeOptions,
+    ) -> BoxFuture<'a, Result<Vec<u32>, Failure>> {
+        Box::pin(self.tokens(input, options))
+    }
+
+    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
+        let tokens = self.shared.checked(tokens)?;
+        let pieces = tokens
+            .iter()
+            .map(|&t| self.shared.vocabulary.piece(t).to_vec());
+        Ok(pieces.collect())
+    }
+
+    fn gauges(&self) -> Gauges {
+        let running = self.counters.running.load(Relaxed);
+        Gauges {
+            running,
+            waiting: self.counters.accepted.load(Relaxed).saturating_sub(running),
+            paused: self.counters.paused.load(Relaxed),
+            pauses: self.counters.pauses.load(Relaxed),
+            kv_used: self.counters.kv_used.load(Relaxed),
+            kv_capacity: self.kv_capacity,
+        }
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        self.stopping.store(true, Relaxed);
+        self.abort.store(true, Relaxed);
+        self.thread.unpark();
+        let join = self
+            .join
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        Box::pin(async move {
+            if let Some(join) = join {
+                // Joining blocks for at most one aborted call.
+                let _ = tokio::task::spawn_blocking(move || join.join()).await;
+            }
+        })
+    }
+}
+
+impl Drop for LlamaEngine {
+    fn drop(&mut self) {
+        self.stopping.store(true, Relaxed);
+        self.abort.store(true, Relaxed);
+        self.thread.unpark();
+    }
+}
+
+/// Threads to compute with when the configuration names none: one core is left for everything else,
+/// because ggml's threads spin at every barrier and collapse when one of them is descheduled.
+fn default_threads() -> NonZeroU32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = u32::try_from(cores.saturating_sub(1)).unwrap_or(1);
+    NonZeroU32::new(threads).unwrap_or(NonZeroU32::MIN)
+}

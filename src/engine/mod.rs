@@ -1,0 +1,196 @@
+//! Where tokens come from.
+//!
+//! An [`Engine`] turns a [`Request`] into [`Source`]s. `llama/` runs a GGUF model in this process;
+//! `scripted.rs` plays exact tokens at exact times. Nothing above this folder knows which is which.
+
+pub mod config;
+pub mod llama;
+mod ring;
+pub mod scripted;
+mod text;
+
+use std::sync::Arc;
+
+use crate::generation::{BoxFuture, Failure, Input, Request, Source, Usage};
+use crate::telemetry::ModelMetrics;
+
+/// One ready model.
+pub trait Engine: Send + Sync {
+    /// What is fixed about the model.
+    fn card(&self) -> &Card;
+
+    /// Accepts a request: tokenizes it, takes a place in the waiting line, and returns one source per
+    /// choice at once. Waiting, prefill and decode happen behind the sources.
+    ///
+    /// # Errors
+    /// `Overloaded` when the line is full, `ContextExceeded` when the prompt cannot fit, `Invalid`
+    /// for what this model cannot do.
+    fn start<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Started, Failure>>;
+
+    /// The tokens of an input, as generation would see them.
+    fn tokenize<'a>(
+        &'a self,
+        input: &'a Input,
+        options: TokenizeOptions,
+    ) -> BoxFuture<'a, Result<Vec<u32>, Failure>>;
+
+    /// The bytes of each token, in order; possibly not UTF-8 one by one.
+    ///
+    /// # Errors
+    /// `Invalid` for an id outside the vocabulary.
+    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure>;
+
+    /// What moves: for metrics and the models list. Cheap, never waits for the engine.
+    fn gauges(&self) -> Gauges;
+
+    /// Stops taking work, fails what is left with `Draining`, and waits for the threads to end.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A request under way.
+pub struct Started {
+    /// Prompt tokens, and how many of them were cached.
+    pub usage: Usage,
+    /// One per choice, in order.
+    pub sources: Vec<Box<dyn Source>>,
+}
+
+/// How to tokenize text for the tokenizing endpoints.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenizeOptions {
+    /// Add what the model expects around a prompt (BOS).
+    pub add_special: bool,
+    /// Let special-token texts in the input become those tokens.
+    pub parse_special: bool,
+}
+
+/// What is fixed about a loaded model.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// Its name in requests.
+    pub name: Arc<str>,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+    /// Tokens a sequence may hold, prompt and completion together.
+    pub context: u32,
+    /// Vocabulary size.
+    pub vocabulary: u32,
+    /// What the model was trained for at most, when known.
+    pub context_trained: Option<u32>,
+    /// Parameters, when known.
+    pub parameters: Option<u64>,
+    /// Size of the weights in bytes, when known.
+    pub bytes: Option<u64>,
+}
+
+/// A model's moving figures.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gauges {
+    /// Sequences in prefill or decode.
+    pub running: u32,
+    /// Requests in the waiting line.
+    pub waiting: u32,
+    /// Running sequences whose reader is behind, out of the batch for now.
+    pub paused: u32,
+    /// How often a sequence has left the batch because its reader was behind.
+    pub pauses: u64,
+    /// KV cells in use.
+    pub kv_used: u64,
+    /// KV cells in all.
+    pub kv_capacity: u64,
+}
+
+/// One model as it is to be loaded.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    name: Arc<str>,
+    backing: Planned,
+    process: config::Process,
+    ring: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Planned {
+    Llama {
+        weights: llama::Weights,
+        settings: Box<config::Settings>,
+    },
+    Scripted(Box<config::Script>),
+}
+
+impl Plan {
+    /// What a `[[models]]` entry asks for. `ring` is the tokens between engine and reader.
+    #[must_use]
+    pub fn configured(model: &config::Model, process: &config::Process, ring: usize) -> Self {
+        Self {
+            name: model.name.as_str().into(),
+            backing: match &model.backing {
+                config::Backing::Gguf { path, settings } => Planned::Llama {
+                    weights: llama::Weights::File(path.clone()),
+                    settings: settings.clone(),
+                },
+                config::Backing::Scripted(script) => Planned::Scripted(script.clone()),
+            },
+            process: process.clone(),
+            ring,
+        }
+    }
+
+    /// The model that is compiled into the binary, called `demo`.
+    #[must_use]
+    pub fn demo(process: &config::Process, ring: usize) -> Self {
+        Self {
+            name: "demo".into(),
+            backing: Planned::Llama {
+                weights: llama::Weights::Embedded(llama::DEMO),
+                settings: Box::new(llama::demo_settings()),
+            },
+            process: process.clone(),
+            ring,
+        }
+    }
+
+    /// The model's name in requests.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether requests may change the model's script through its name.
+    #[must_use]
+    pub fn is_scripted(&self) -> bool {
+        matches!(self.backing, Planned::Scripted(_))
+    }
+
+    /// Loads the model and starts what runs it. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// What is wrong with the model.
+    pub fn load(&self, metrics: &Arc<ModelMetrics>) -> Result<Arc<dyn Engine>, llama::LoadError> {
+        match &self.backing {
+            Planned::Llama { weights, settings } => {
+                let engine = llama::LlamaEngine::load(
+                    &self.name,
+                    weights,
+                    settings,
+                    &self.process,
+                    self.ring,
+                    metrics,
+                )?;
+                Ok(engine)
+            }
+            Planned::Scripted(script) => Ok(Arc::new(scripted::ScriptedEngine::new(
+                &self.name,
+                (**script).clone(),
+                self.ring,
+            ))),
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn unix_seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

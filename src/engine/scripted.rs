@@ -1,0 +1,649 @@
+//! Exact tokens at exact times, with faults on demand.
+//!
+//! A real engine in the release binary: tests, demos and load tests need no model for what is not
+//! about models. It has no thread: a source computes the tokens that are due when it is asked, so a
+//! million a second cost nothing but their delivery. It still keeps the contract of an outlet: a
+//! reader that stays away longer than a ring of tokens finds the script paused, not run ahead.
+//!
+//! The script comes from the configuration, and a request can change it through the model's name:
+//! `scripted?tokens=100&pace=20ms&fail_at=7`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
+};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use tokio::time::{Instant, Sleep};
+
+use super::config::{FailKind, Script};
+use super::text::{Flow, TextAssembler};
+use super::{Card, Engine, Gauges, Started, TokenizeOptions};
+use crate::generation::{
+    BoxFuture, Burst, Cancel, Failure, Finish, Input, Kind, Request, Source, Usage, clock,
+};
+
+/// Most tokens a script may play.
+const MAX_TOKENS: u32 = 100_000_000;
+
+/// The text of a script that has none.
+const WORDS: &str =
+    "The gate opens a little, the water runs, and word by word the stream goes on. ";
+
+/// Bytes are the vocabulary: token `b` of a prompt is the byte `b`.
+const VOCABULARY: u32 = 256;
+
+/// A model that plays a script.
+pub struct ScriptedEngine {
+    card: Card,
+    script: Script,
+    ring: u32,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    running: AtomicU32,
+    pauses: AtomicU64,
+}
+
+impl ScriptedEngine {
+    /// A model called `name`. `ring` is how many tokens may be due before the script waits for the
+    /// reader.
+    #[must_use]
+    pub fn new(name: &str, script: Script, ring: usize) -> Self {
+        Self {
+            card: Card {
+                name: name.into(),
+                created: super::unix_seconds(),
+                context: MAX_TOKENS,
+                vocabulary: VOCABULARY,
+                context_trained: None,
+                parameters: None,
+                bytes: None,
+            },
+            script,
+            ring: u32::try_from(ring).unwrap_or(u32::MAX),
+            counters: Arc::default(),
+        }
+    }
+
+    fn play(&self, request: &Request) -> Result<Started, Failure> {
+        let script = match request.model.split_once('?') {
+            Some((_, changes)) => changed(&self.script, changes)?,
+            None => self.script.clone(),
+        };
+        if request.logprobs.is_some() {
+            return Err(Failure::invalid(
+                "logprobs",
+                "A scripted model has no log-probabilities.",
+            ));
+        }
+        let mut prompt_tokens = 0u32;
+        for input in &request.inputs {
+            let tokens = bytes_of(input)?.len();
+            prompt_tokens = prompt_tokens.saturating_add(u32::try_from(tokens).unwrap_or(u32::MAX));
+        }
+        let script = Arc::new(Play::new(script, request.max_tokens));
+        let started = Instant::now();
+        let sources = (0..request.choices()).map(|choice| {
+            Box::new(ScriptedSource {
+                play: script.clone(),
+                choice: u32::try_from(choice).unwrap_or(u32::MAX),
+                next: 0,
+                base: started,
+                ring: self.ring,
+                text: TextAssembler::new(&request.stop),
+                sleep: None,
+                running: Running::new(&self.counters),
+            }) as Box<dyn Source>
+        });
+        Ok(Started {
+            usage: Usage {
+                prompt_tokens,
+                ..Usage::default()
+            },
+            sources: sources.collect(),
+        })
+    }
+}
+
+impl Engine for ScriptedEngine {
+    fn card(&self) -> &Card {
+        &self.card
+    }
+
+    fn start<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Started, Failure>> {
+        Box::pin(std::future::ready(self.play(request)))
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        input: &'a Input,
+        _: TokenizeOptions,
+    ) -> BoxFuture<'a, Result<Vec<u32>, Failure>> {
+        Box::pin(std::future::ready(bytes_of(input)))
+    }
+
+    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
+        tokens
+            .iter()
+            .map(|&token| match u8::try_from(token) {
+                Ok(byte) => Ok(vec![byte]),
+                Err(_) => Err(outside(token)),
+            })
+            .collect()
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges {
+            running: self.counters.running.load(Relaxed),
+            pauses: self.counters.pauses.load(Relaxed),
+            ..Gauges::default()
+        }
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+fn bytes_of(input: &Input) -> Result<Vec<u32>, Failure> {
+    let widen = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    match input {
+        Input::Text(text) => Ok(widen(text)),
+        Input::Chat(messages) => Ok(messages.iter().flat_map(|m| widen(&m.content)).collect()),
+        Input::Tokens(tokens) => match tokens.iter().find(|&&token| token >= VOCABULARY) {
+            Some(&token) => Err(outside(token)),
+            None => Ok(tokens.clone()),
+        },
+    }
+}
+
+fn outside(token: u32) -> Failure {
+    Failure::invalid(
+        "prompt",
+        format!("Token {token} is outside the vocabulary of {VOCABULARY} tokens."),
+    )
+}
+
+/// A script as one request plays it.
+#[derive(Debug)]
+struct Play {
+    text: Box<[u8]>,
+    tokens: u32,
+    /// What ends the text when all tokens are played.
+    finish: Finish,
+    token_bytes: usize,
+    first: Duration,
+    pace: Duration,
+    stall: Option<(u32, Duration)>,
+    fail: Option<(u32, Kind)>,
+}
+
+impl Play {
+    fn new(script: Script, max_tokens: Option<u32>) -> Self {
+        let own = script.tokens.get();
+        let tokens = max_tokens.map_or(own, |most| most.min(own));
+        Self {
+            text: script
+                .text
+                .filter(|text| !text.is_empty())
+                .unwrap_or_else(|| WORDS.into())
+                .into_bytes()
+                .into(),
+            tokens,
+            finish: if tokens < own {
+                Finish::Length
+            } else {
+                Finish::Stop
+            },
+            token_bytes: usize::try_from(script.token_bytes.get()).unwrap_or(usize::MAX),
+            first: script.first,
+            pace: script.pace,
+            stall: script.stall_at.zip(script.stall),
+            fail: script
+                .fail_at
+                .map(|at| (at, script.fail_kind.unwrap_or(FailKind::Internal).into())),
+        }
+    }
+
+    /// When token `index` is due, counted from the start.
+    fn due(&self, index: u32) -> Duration {
+        let stall = match self.stall {
+            Some((at, stall)) if index >= at => stall,
+            _ => Duration::ZERO,
+        };
+        self.first + self.pace.saturating_mul(index) + stall
+    }
+
+    /// Hands the bytes of token `index` to `take`, in at most a few slices: the text repeats.
+    fn bytes(&self, index: u32, mut take: impl FnMut(&[u8])) {
+        let len = self.text.len();
+        let mut at = (index as usize).wrapping_mul(self.token_bytes) % len;
+        let mut left = self.token_bytes;
+        while left > 0 {
+            let slice = &self.text[at..len.min(at + left)];
+            take(slice);
+            left -= slice.len();
+            at = 0;
+        }
+    }
+}
+
+/// Counts a source as running until it ends or is cancelled, whichever is first.
+struct Running {
+    counters: Arc<Counters>,
+    ended: AtomicBool,
+}
+
+impl Running {
+    fn new(counters: &Arc<Counters>) -> Arc<Self> {
+        counters.running.fetch_add(1, Relaxed);
+        Arc::new(Self {
+            counters: counters.clone(),
+            ended: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Cancel for Running {
+    fn cancel(&self) {
+        if !self.ended.swap(true, AcqRel) {
+            self.counters.running.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+struct ScriptedSource {
+    play: Arc<Play>,
+    choice: u32,
+    next: u32,
+    /// The start, moved later by every pause.
+    base: Instant,
+    ring: u32,
+    text: TextAssembler,
+    sleep: Option<Pin<Box<Sleep>>>,
+    running: Arc<Running>,
+}
+
+impl ScriptedSource {
+    /// A reader that was away while more than a ring of tokens came due: the script waited for it.
+    fn hold_back(&mut self, now: Instant) {
+        if self.play.pace.is_zero() {
+            return;
+        }
+        let full = self.base + self.play.due(self.next.saturating_add(self.ring));
+        let late = now.saturating_duration_since(full);
+        if !late.is_zero() {
+            self.base += late;
+            self.running.counters.pauses.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn token(&mut self, burst: &mut Burst, at: u64) -> Flow {
+        burst.token(self.choice, at);
+        let from = burst.buffer().len();
+        let mut flow = Flow::Goes;
+        let (play, text) = (&self.play, &mut self.text);
+        play.bytes(self.next, |bytes| {
+            if flow == Flow::Goes {
+                flow = text.push(bytes, burst.buffer());
+            }
+        });
+        self.next += 1;
+        burst.text(self.choice, from, burst.scored_mark());
+        flow
+    }
+}
+
+impl Source for ScriptedSource {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()> {
+        if let Some(sleep) = &mut self.sleep {
+            ready!(sleep.as_mut().poll(cx));
+        }
+        let now = Instant::now();
+        self.hold_back(now);
+        let mut took = false;
+        while burst.room() > 0 {
+            if let Some((at, kind)) = self.play.fail
+                && self.next >= at
+                && self.base + self.play.due(self.next) <= now
+            {
+                burst.failed(Failure::new(kind, "The script says that this fails here."));
+                return Poll::Ready(());
+            }
+            if self.next >= self.play.tokens {
+                let from = burst.buffer().len();
+                self.text.finish(burst.buffer());
+                burst.text(self.choice, from, burst.scored_mark());
+                burst.finish(self.choice, self.play.finish);
+                return Poll::Ready(());
+            }
+            let due = self.base + self.play.due(self.next);
+            if due > now {
+                if took {
+                    break;
+                }
+                // The task is woken at the time of the token itself: nothing is due before it.
+                let sleep = self
+                    .sleep
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+                sleep.as_mut().reset(due);
+                ready!(sleep.as_mut().poll(cx));
+            }
+            took = true;
+            // Without a pace, all tokens are due at the start; they are made now.
+            let at = if self.play.pace.is_zero() { now } else { due };
+            if self.token(burst, clock::micros_of(at.into_std())) == Flow::Stopped {
+                burst.finish(self.choice, Finish::Stop);
+                return Poll::Ready(());
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn canceller(&self) -> Arc<dyn Cancel> {
+        self.running.clone()
+    }
+}
+
+/// The script with the changes that a request's model name asks for.
+fn changed(script: &Script, changes: &str) -> Result<Script, Failure> {
+    let mut script = script.clone();
+    for change in changes.split('&').filter(|change| !change.is_empty()) {
+        let (key, value) = change.split_once('=').unwrap_or((change, ""));
+        let bad = |what: &str| {
+            Failure::invalid(
+                "model",
+                format!("In the model's script, {key}={value} is not {what}."),
+            )
+        };
+        let count = || {
+            let number = value.replace('_', "").parse::<u32>().ok();
+            number
+                .filter(|&n| n <= MAX_TOKENS)
+                .ok_or_else(|| bad("a count"))
+        };
+        let positive = || count()?.try_into().map_err(|_| bad("a count above zero"));
+        let time = || humantime::parse_duration(value).map_err(|_| bad("a duration"));
+        match key {
+            "tokens" => script.tokens = positive()?,
+            "size" | "token_bytes" => script.token_bytes = positive()?,
+            "first" => script.first = time()?,
+            "pace" => script.pace = time()?,
+            "stall_at" => script.stall_at = Some(count()?),
+            "stall" => script.stall = Some(time()?),
+            "fail_at" => script.fail_at = Some(count()?),
+            "fail_kind" => {
+                let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(value);
+                let kind =
+                    serde::Deserialize::deserialize(name).map_err(|_| bad("a kind of failure"))?;
+                script.fail_kind = Some(kind);
+            }
+            "text" => {
+                script.text = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
+            }
+            _ => {
+                return Err(Failure::invalid(
+                    "model",
+                    format!("A scripted model has no setting called {key:?}."),
+                ));
+            }
+        }
+    }
+    Ok(script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generation::{
+        Caller, Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, Sampling,
+        TokenStream, Watch,
+    };
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    pub(super) struct Ledger(Mutex<Vec<Outcome>>);
+
+    impl Recorder for Ledger {
+        fn gaps(&self, _: &[u32]) {}
+        fn first_token(&self, _: Duration) {}
+        fn ended(&self, record: &Record, _: Option<&Failure>) {
+            self.0.lock().unwrap().push(record.outcome);
+        }
+    }
+
+    fn request(model: &str, n: u32) -> Request {
+        Request {
+            id: RequestId::random(),
+            caller: Caller::default(),
+            model: model.into(),
+            inputs: vec![Input::Text("hello".into())],
+            n,
+            max_tokens: None,
+            stop: Vec::new(),
+            sampling: Sampling::default(),
+            logprobs: None,
+            deadlines: Deadlines::default(),
+        }
+    }
+
+    async fn open(
+        engine: &ScriptedEngine,
+        request: &Request,
+        ledger: &Arc<Ledger>,
+    ) -> (TokenStream, Arc<Watch>) {
+        let started = engine.start(request).await.expect("it starts");
+        let watch = Watch::new();
+        let opening = Opening {
+            id: request.id.clone(),
+            accepted_at: clock::task_micros(),
+            usage: started.usage,
+            deadlines: request.deadlines,
+            stall_timeout: Duration::from_secs(30),
+            recorder: ledger.clone(),
+            permits: Vec::new(),
+        };
+        (TokenStream::open(&watch, opening, started.sources), watch)
+    }
+
+    async fn text_of(stream: &mut TokenStream) -> (String, Option<Failure>) {
+        let (mut burst, mut text, mut failure) = (Burst::new(), String::new(), None);
+        while stream.burst(&mut burst).await {
+            for event in burst.events() {
+                match event {
+                    Event::Text { text: more, .. } => text.push_str(more),
+                    Event::Failed(what) => failure = Some(what.clone()),
+                    _ => {}
+                }
+            }
+        }
+        (text, failure)
+    }
+
+    fn engine() -> ScriptedEngine {
+        ScriptedEngine::new("scripted", Script::default(), 8)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_come_at_their_times() {
+        let ledger = Arc::default();
+        let asked = request(
+            "scripted?tokens=3&first=500ms&pace=20ms&size=2&text=abcdef",
+            1,
+        );
+        let start = Instant::now();
+        let (mut stream, _watch) = open(&engine(), &asked, &ledger).await;
+        let mut burst = Burst::new();
+        let mut times = Vec::new();
+        while stream.burst(&mut burst).await {
+            times.push(start.elapsed().as_millis());
+        }
+        assert_eq!(times, [500, 520, 540]);
+        assert_eq!(*ledger.0.lock().unwrap(), [Outcome::Ok]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_who_stays_away_finds_a_paused_script() {
+        let ledger = Arc::default();
+        let engine = engine();
+        let asked = request("scripted?tokens=100&pace=10ms", 1);
+        let (mut stream, _watch) = open(&engine, &asked, &ledger).await;
+        let mut burst = Burst::new();
+        stream.burst(&mut burst).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stream.burst(&mut burst).await;
+        assert!(
+            burst.tokens() <= 9,
+            "one ring and the one that is due, not 100: {}",
+            burst.tokens()
+        );
+        assert_eq!(engine.gauges().pauses, 1);
+        let before = Instant::now();
+        text_of(&mut stream).await;
+        assert!(
+            before.elapsed() > Duration::from_millis(800),
+            "the rest keeps its pace"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_comes_at_its_token_and_is_the_outcome() {
+        let ledger = Arc::default();
+        let asked = request(
+            "scripted?tokens=9&size=1&text=abc&fail_at=5&fail_kind=upstream",
+            1,
+        );
+        let (mut stream, _watch) = open(&engine(), &asked, &ledger).await;
+        let (text, failure) = text_of(&mut stream).await;
+        assert_eq!(text, "abcab");
+        assert_eq!(failure.map(|f| f.kind), Some(Kind::Upstream));
+        assert_eq!(*ledger.0.lock().unwrap(), [Outcome::Upstream]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropping_a_stream_frees_it_and_counts_a_client_gone() {
+        let ledger = Arc::default();
+        let engine = engine();
+        let (stream, watch) = open(&engine, &request("scripted?pace=1s", 3), &ledger).await;
+        assert_eq!((engine.gauges().running, watch.open_streams()), (3, 1));
+        drop(stream);
+        assert_eq!((engine.gauges().running, watch.open_streams()), (0, 0));
+        assert_eq!(*ledger.0.lock().unwrap(), [Outcome::ClientGone]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_reader_is_cut_off_without_being_polled() {
+        let ledger: Arc<Ledger> = Arc::default();
+        let engine = engine();
+        let (mut stream, watch) = open(
+            &engine,
+            &request("scripted?tokens=10000&pace=1ms", 1),
+            &ledger,
+        )
+        .await;
+        let sweeper = tokio::spawn({
+            let watch = watch.clone();
+            async move { watch.run().await }
+        });
+        let mut burst = Burst::new();
+        stream.burst(&mut burst).await;
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        assert_eq!(
+            *ledger.0.lock().unwrap(),
+            [Outcome::Stalled],
+            "counted while nobody reads"
+        );
+        assert_eq!(engine.gauges().running, 0, "and freed");
+        let (_, failure) = text_of(&mut stream).await;
+        assert_eq!(
+            failure.map(|f| f.kind),
+            Some(Kind::Stalled),
+            "told when it comes back"
+        );
+        drop(stream);
+        assert_eq!(ledger.0.lock().unwrap().len(), 1);
+        sweeper.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_for_first_token_gap_and_total_are_kept() {
+        for (model, bound, said) in [
+            (
+                "scripted?first=10s",
+                Deadlines {
+                    first_token: Some(Duration::from_secs(2)),
+                    ..Deadlines::default()
+                },
+                "first token",
+            ),
+            (
+                "scripted?stall_at=3&stall=10s",
+                Deadlines {
+                    gap: Some(Duration::from_secs(2)),
+                    ..Deadlines::default()
+                },
+                "next token",
+            ),
+            (
+                "scripted?pace=100ms",
+                Deadlines {
+                    total: Some(Duration::from_secs(2)),
+                    ..Deadlines::default()
+                },
+                "whole request",
+            ),
+        ] {
+            let ledger = Arc::default();
+            let mut asked = request(model, 1);
+            asked.deadlines = bound;
+            let (mut stream, watch) = open(&engine(), &asked, &ledger).await;
+            let sweeper = tokio::spawn(async move { watch.run().await });
+            let start = Instant::now();
+            let (_, failure) = text_of(&mut stream).await;
+            let took = start.elapsed();
+            assert!(failure.expect("it fails").message.contains(said), "{said}");
+            assert!((2000..2100).contains(&took.as_millis()), "{said}: {took:?}");
+            assert_eq!(*ledger.0.lock().unwrap(), [Outcome::Deadline]);
+            sweeper.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bad_scripts_are_refused() {
+        for model in [
+            "scripted?tokens=0",
+            "scripted?pace=fast",
+            "scripted?what=1",
+            "scripted?fail_kind=x",
+        ] {
+            let asked = request(model, 1);
+            let error = engine().start(&asked).await.err().expect(model);
+            assert_eq!(error.param.as_deref(), Some("model"), "{model}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancel_by_id_reaches_the_reader() {
+        let ledger: Arc<Ledger> = Arc::default();
+        let asked = request("scripted?pace=1s", 1);
+        let (mut stream, watch) = open(&engine(), &asked, &ledger).await;
+        let failure = Failure::new(Kind::Cancelled, "Cancelled.");
+        assert_eq!(watch.cancel(&asked.id, &failure), 1);
+        let (_, failure) = text_of(&mut stream).await;
+        assert_eq!(failure.map(|f| f.kind), Some(Kind::Cancelled));
+        assert_eq!(*ledger.0.lock().unwrap(), [Outcome::ClientGone]);
+    }
+}
