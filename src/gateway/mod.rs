@@ -1,0 +1,236 @@
+//! The story of a request, on one page: admit, route, start, guard the stream.
+//!
+//! The gateway knows no HTTP, no dialect and no model file. Every transport calls the same few
+//! functions, in the order in which they stand here.
+
+pub mod settings;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::settings::{Deadlines, Limits, Stream};
+use crate::engine::{Card, Engine, TokenizeOptions};
+use crate::generation::{
+    Failure, Input, Kind, Opening, Request, RequestId, TokenStream, Watch, clock,
+};
+use crate::route::Registry;
+use crate::telemetry::{Metrics, RequestRecorder, Route};
+
+/// When to come back to a server that is shutting down: by then another has taken over.
+const DRAIN_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// When to come back after all streams were taken.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Where the process stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Serving.
+    Open,
+    /// Told to stop: not ready any more, but new work is still taken while balancers notice.
+    Leaving,
+    /// New work is refused; streams run on to the drain's deadline.
+    Closed,
+}
+
+/// Takes requests, gives streams.
+pub struct Gateway {
+    registry: Arc<Registry>,
+    watch: Arc<Watch>,
+    metrics: Arc<Metrics>,
+    streams: Arc<Semaphore>,
+    deadlines: Deadlines,
+    stall_timeout: Duration,
+    phase: AtomicU8,
+}
+
+impl Gateway {
+    /// A gateway over `registry`. [`Watch::run`] must be driven for deadlines to be kept.
+    #[must_use]
+    pub fn new(
+        registry: Arc<Registry>,
+        watch: Arc<Watch>,
+        metrics: Arc<Metrics>,
+        stream: &Stream,
+        deadlines: Deadlines,
+        limits: &Limits,
+    ) -> Arc<Self> {
+        let most = usize::try_from(limits.max_streams.get()).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            registry,
+            watch,
+            metrics,
+            streams: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            deadlines,
+            stall_timeout: stream.stall_timeout,
+            phase: AtomicU8::new(0),
+        })
+    }
+
+    /// Starts a generation.
+    ///
+    /// # Errors
+    /// Every refusal, already counted: draining, too many streams, an unknown or unready model, a
+    /// request that the model cannot serve, a full waiting line.
+    pub async fn generate(&self, request: Request, route: Route) -> Result<TokenStream, Failure> {
+        // Counts the request however it ends; dropped untold, as a caller who left.
+        let recorder = Arc::new(self.recorder(&request.model, route, &request.id));
+        let result = self.start(request, recorder.clone()).await;
+        if let Err(failure) = &result {
+            recorder.refused(failure);
+        }
+        result
+    }
+
+    async fn start(
+        &self,
+        mut request: Request,
+        recorder: Arc<RequestRecorder>,
+    ) -> Result<TokenStream, Failure> {
+        let accepted_at = clock::task_micros();
+        let permit = self.admit()?;
+        let engine = self.registry.engine(&request.model)?;
+        request.deadlines = request.deadlines.tightest((&self.deadlines).into());
+        let started = engine.start(&request).await?;
+        let opening = Opening {
+            id: request.id,
+            accepted_at,
+            usage: started.usage,
+            deadlines: request.deadlines,
+            stall_timeout: self.stall_timeout,
+            recorder,
+            permits: vec![Box::new(permit)],
+        };
+        Ok(TokenStream::open(&self.watch, opening, started.sources))
+    }
+
+    fn recorder(&self, model: &str, route: Route, id: &RequestId) -> RequestRecorder {
+        let name = self.registry.configured_name(model).unwrap_or_default();
+        let model = self.metrics.model(name).clone();
+        RequestRecorder::new(model, route, id.clone(), clock::task_micros())
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        if self.phase() == Phase::Closed {
+            return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
+        }
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            Failure::new(Kind::Overloaded, "All streams of this server are taken.")
+                .with_code("too_many_streams")
+                .with_retry_after(FULL_RETRY_AFTER)
+        })
+    }
+
+    /// Counts a request that was refused before it came here, for instance by its dialect.
+    pub fn record_refusal(&self, route: Route, id: &RequestId, failure: &Failure) {
+        self.recorder("", route, id).refused(failure);
+    }
+
+    /// Cancels the open streams with this request id; returns how many there were.
+    #[must_use]
+    pub fn cancel(&self, id: &RequestId) -> usize {
+        let failure = Failure::new(Kind::Cancelled, "The request was cancelled by its id.");
+        self.watch.cancel(id, &failure)
+    }
+
+    /// The models that can be used now.
+    #[must_use]
+    pub fn models(&self) -> Vec<Card> {
+        let engines = self.registry.ready();
+        engines.iter().map(|engine| engine.card().clone()).collect()
+    }
+
+    /// The name under which a request for `model` is served; empty means the default model.
+    #[must_use]
+    pub fn served_name(&self, model: &str) -> String {
+        if model.is_empty() {
+            self.registry.names().next().unwrap_or_default().to_owned()
+        } else {
+            model.to_owned()
+        }
+    }
+
+    /// The tokens of an input, as the model sees them.
+    ///
+    /// # Errors
+    /// As [`Gateway::generate`], but for what concerns streams.
+    pub async fn tokenize(
+        &self,
+        model: &str,
+        input: &Input,
+        options: TokenizeOptions,
+    ) -> Result<Vec<u32>, Failure> {
+        self.engine(model)?.tokenize(input, options).await
+    }
+
+    /// The bytes of each token.
+    ///
+    /// # Errors
+    /// `Invalid` for an id outside the vocabulary, and as [`Gateway::tokenize`].
+    pub fn pieces(&self, model: &str, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
+        self.engine(model)?.pieces(tokens)
+    }
+
+    fn engine(&self, model: &str) -> Result<Arc<dyn Engine>, Failure> {
+        if self.phase() == Phase::Closed {
+            return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
+        }
+        self.registry.engine(model)
+    }
+
+    /// Whether a balancer should send work here; if not, why.
+    ///
+    /// # Errors
+    /// One line per reason.
+    pub fn readiness(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        if self.phase() != Phase::Open {
+            reasons.push("draining".to_owned());
+        }
+        for (model, reason) in self.registry.not_ready() {
+            reasons.push(format!("model {model}: {reason}"));
+        }
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(reasons)
+        }
+    }
+
+    /// Open streams.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        self.watch.open_streams()
+    }
+
+    /// The current phase.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(SeqCst) {
+            0 => Phase::Open,
+            1 => Phase::Leaving,
+            _ => Phase::Closed,
+        }
+    }
+
+    /// Goes on to a later phase.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, SeqCst);
+    }
+
+    /// Waits up to `timeout` for the open streams to end, then ends the rest with an error; returns
+    /// how many those were.
+    pub async fn finish_streams(&self, timeout: Duration) -> usize {
+        match tokio::time::timeout(timeout, self.watch.idle()).await {
+            Ok(()) => 0,
+            Err(_) => self.watch.cut_all(&draining()),
+        }
+    }
+}
+
+fn draining() -> Failure {
+    Failure::new(Kind::Draining, "The server is shutting down.").with_code("server_draining")
+}

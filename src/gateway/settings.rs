@@ -1,0 +1,147 @@
+//! `[stream]`, `[deadlines]`, `[drain]` and `[limits]`: how long, how much, how many at once.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::generation;
+
+/// `[stream]`: the path of tokens from the engine to one reader.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stream {
+    /// How long a reader may leave what it was handed without asking for more.
+    #[serde(deserialize_with = "timeout")]
+    pub stall_timeout: Duration,
+    /// How long a stream stays silent before a keep-alive goes out.
+    #[serde(deserialize_with = "timeout")]
+    pub keep_alive: Duration,
+    /// Tokens between engine and reader per sequence: a power of two, 8..=4096. A full ring takes
+    /// the sequence out of the batch.
+    #[serde(deserialize_with = "ring")]
+    pub ring: usize,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            stall_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+            ring: 64,
+        }
+    }
+}
+
+/// `[deadlines]`: the server's bounds on one request; a request may ask for tighter ones. `"off"`
+/// in the file is `None` here.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deadlines {
+    /// In the waiting queue.
+    #[serde(deserialize_with = "timeout_or_off")]
+    pub queue: Option<Duration>,
+    /// From acceptance to the first token.
+    #[serde(deserialize_with = "timeout_or_off")]
+    pub first_token: Option<Duration>,
+    /// Between two tokens.
+    #[serde(deserialize_with = "timeout_or_off")]
+    pub gap: Option<Duration>,
+    /// From acceptance to the end.
+    #[serde(deserialize_with = "timeout_or_off")]
+    pub total: Option<Duration>,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            queue: Some(Duration::from_secs(30)),
+            first_token: Some(Duration::from_mins(2)),
+            gap: Some(Duration::from_mins(1)),
+            total: Some(Duration::from_mins(30)),
+        }
+    }
+}
+
+impl From<&Deadlines> for generation::Deadlines {
+    fn from(deadlines: &Deadlines) -> Self {
+        Self {
+            queue: deadlines.queue,
+            first_token: deadlines.first_token,
+            gap: deadlines.gap,
+            total: deadlines.total,
+        }
+    }
+}
+
+/// `[drain]`: what happens between the signal to stop and the exit.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// How long running streams may go on. Zero ends them at once.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// From "not ready" to refusing new work, for load balancers to notice.
+    #[serde(with = "humantime_serde")]
+    pub lag: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(25),
+            lag: Duration::from_secs(1),
+        }
+    }
+}
+
+/// `[limits]`: bounds over all callers together.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Streams open at once, waiting ones included; more are refused.
+    pub max_streams: NonZeroU32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_streams: const { NonZeroU32::new(1024).unwrap() },
+        }
+    }
+}
+
+/// A duration that can pass: above zero.
+fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let duration: Duration = humantime_serde::deserialize(deserializer)?;
+    if duration.is_zero() {
+        return Err(D::Error::custom("must be longer than zero"));
+    }
+    Ok(duration)
+}
+
+fn timeout_or_off<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "off" {
+        return Ok(None);
+    }
+    match humantime::parse_duration(&text) {
+        Ok(duration) if !duration.is_zero() => Ok(Some(duration)),
+        _ => Err(D::Error::custom(format_args!(
+            "{text:?} is no duration; write one longer than zero, like \"30s\", or \"off\""
+        ))),
+    }
+}
+
+fn ring<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let ring = usize::deserialize(deserializer)?;
+    if !(8..=4096).contains(&ring) || !ring.is_power_of_two() {
+        return Err(D::Error::custom(format_args!(
+            "{ring} does not fit; must be a power of two between 8 and 4096"
+        )));
+    }
+    Ok(ring)
+}

@@ -1,0 +1,112 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use bytes::BytesMut;
+use serde::Serialize;
+
+use super::json;
+
+/// One model as the list shows it.
+#[derive(Clone, Debug)]
+pub struct Model<'a> {
+    /// Its name in requests.
+    pub id: &'a str,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+    /// Tokens a sequence may hold.
+    pub context: u32,
+    /// What the model was trained for at most, when known.
+    pub context_trained: Option<u32>,
+    /// Vocabulary size.
+    pub vocabulary: u32,
+    /// Parameters, when known.
+    pub parameters: Option<u64>,
+    /// Size of the weights in bytes, when known.
+    pub bytes: Option<u64>,
+}
+
+/// OpenAI's model object; `meta` has the names that llama-server gives these figures.
+#[derive(Serialize)]
+struct Entry<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    meta: Meta,
+}
+
+#[derive(Serialize)]
+struct Meta {
+    n_ctx: u32,
+    n_ctx_train: Option<u32>,
+    n_vocab: u32,
+    n_params: Option<u64>,
+    size: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Entry<'a>>,
+}
+
+impl<'a> From<&Model<'a>> for Entry<'a> {
+    fn from(model: &Model<'a>) -> Self {
+        Self {
+            id: model.id,
+            object: "model",
+            created: model.created,
+            owned_by: "sluicegate",
+            meta: Meta {
+                n_ctx: model.context,
+                n_ctx_train: model.context_trained,
+                n_vocab: model.vocabulary,
+                n_params: model.parameters,
+                size: model.bytes,
+            },
+        }
+    }
+}
+
+/// Appends the list of all models.
+pub fn write_list(models: &[Model<'_>], out: &mut BytesMut) {
+    let list = List {
+        object: "list",
+        data: models.iter().map(Entry::from).collect(),
+    };
+    json::document(out, &list);
+}
+
+/// Appends one model.
+pub fn write_one(model: &Model<'_>, out: &mut BytesMut) {
+    json::document(out, &Entry::from(model));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_holds_openai_objects_with_figures_in_meta() {
+        let model = Model {
+            id: "de\"mo",
+            created: 7,
+            context: 4096,
+            context_trained: None,
+            vocabulary: 512,
+            parameters: Some(1000),
+            bytes: Some(2000),
+        };
+        let mut out = BytesMut::new();
+        write_list(std::slice::from_ref(&model), &mut out);
+        let list: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        out.clear();
+        write_one(&model, &mut out);
+        let one: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(
+            one,
+            serde_json::json!({"id": "de\"mo", "object": "model", "created": 7, "owned_by": "sluicegate",
+                "meta": {"n_ctx": 4096, "n_ctx_train": null, "n_vocab": 512, "n_params": 1000, "size": 2000}})
+        );
+        assert_eq!(list, serde_json::json!({"object": "list", "data": [one]}));
+    }
+}

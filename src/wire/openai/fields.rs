@@ -1,0 +1,405 @@
+//! Fields that need more than a type: closed ranges, alternatives, llama-server's extras.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+
+use super::super::read::{OneOrMany, Unserved, list};
+use super::body::Body;
+use crate::generation::{Dry, Failure, Input, Mirostat, Sampling, Xtc};
+
+/// Most stop strings of one request.
+pub const MAX_STOPS: usize = 16;
+/// Longest stop string, in bytes: text is held back while it could still become one.
+pub const MAX_STOP_BYTES: usize = 512;
+/// Most alternatives reported beside each token.
+pub const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// Most prompts read from one body, before the bound on choices is applied.
+const MAX_PROMPTS: usize = 256;
+/// Most entries of `logit_bias`.
+const MAX_BIASES: usize = 1024;
+/// Most `dry_sequence_breakers`, and their longest length in bytes.
+const MAX_BREAKERS: usize = 32;
+const MAX_BREAKER_BYTES: usize = 64;
+/// Longest look-back of penalties, in tokens: the engine allocates it per sequence. `-1` means this.
+const MAX_LOOK_BACK: i64 = 65_536;
+
+/// `value` as `f32` if it is in `range`.
+pub(super) fn real(
+    name: &'static str,
+    value: Option<f64>,
+    range: RangeInclusive<f64>,
+) -> Result<Option<f32>, Failure> {
+    let Some(value) = value else { return Ok(None) };
+    if !range.contains(&value) {
+        let (least, most) = range.into_inner();
+        return Err(Failure::invalid(
+            name,
+            format!("{name} must be between {least} and {most}."),
+        ));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "in range, rounding is fine"
+    )]
+    Ok(Some(value as f32))
+}
+
+/// `value` as `u32` if it is in `range`.
+pub(super) fn whole(
+    name: &'static str,
+    value: Option<i64>,
+    range: RangeInclusive<u32>,
+) -> Result<Option<u32>, Failure> {
+    let Some(value) = value else { return Ok(None) };
+    match u32::try_from(value) {
+        Ok(value) if range.contains(&value) => Ok(Some(value)),
+        _ => {
+            let (least, most) = range.into_inner();
+            Err(Failure::invalid(
+                name,
+                format!("{name} must be between {least} and {most}."),
+            ))
+        }
+    }
+}
+
+/// A look-back in tokens, where -1 means as far as possible.
+fn look_back(name: &'static str, value: Option<i64>) -> Result<Option<u32>, Failure> {
+    let value = value.map(|value| if value == -1 { MAX_LOOK_BACK } else { value });
+    whole(name, value, 0..=65_536)
+}
+
+/// A bound on new tokens, where -1 means none.
+pub(super) fn max_tokens(body: &Body) -> Result<Option<u32>, Failure> {
+    let given = [
+        ("max_completion_tokens", body.max_completion_tokens),
+        ("max_tokens", body.max_tokens),
+        ("n_predict", body.n_predict),
+    ];
+    let mut bound = None;
+    for (name, value) in given {
+        let value = whole(name, value.filter(|&value| value != -1), 1..=u32::MAX)?;
+        bound = bound.or(value);
+    }
+    Ok(bound)
+}
+
+/// `stop` as a list.
+pub(super) fn stops(stop: Option<OneOrMany<String, MAX_STOPS>>) -> Result<Vec<String>, Failure> {
+    let stops = match stop {
+        None => Vec::new(),
+        Some(OneOrMany::One(stop)) => vec![stop],
+        Some(OneOrMany::Many(stops)) => stops,
+    };
+    if stops
+        .iter()
+        .any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES)
+    {
+        return Err(Failure::invalid(
+            "stop",
+            format!("Every stop string must be 1 to {MAX_STOP_BYTES} bytes long."),
+        ));
+    }
+    Ok(stops)
+}
+
+/// How tokens are chosen.
+pub(super) fn sampling(body: &mut Body) -> Result<Sampling, Failure> {
+    // Clients send 0 and -1 alike for "keep all".
+    let top_k = body.top_k.map(|k| if k == -1 { 0 } else { k });
+    Ok(Sampling {
+        temperature: real("temperature", body.temperature, 0.0..=5.0)?,
+        top_k: whole("top_k", top_k, 0..=u32::MAX)?,
+        top_p: real("top_p", body.top_p, 0.0..=1.0)?,
+        min_p: real("min_p", body.min_p, 0.0..=1.0)?,
+        typical_p: real("typical_p", body.typical_p, 0.0..=1.0)?,
+        repeat_penalty: real("repeat_penalty", body.repeat_penalty, 0.01..=10.0)?,
+        presence_penalty: real("presence_penalty", body.presence_penalty, -2.0..=2.0)?,
+        frequency_penalty: real("frequency_penalty", body.frequency_penalty, -2.0..=2.0)?,
+        repeat_last_n: look_back("repeat_last_n", body.repeat_last_n)?,
+        dry: dry(body)?,
+        xtc: xtc(body)?,
+        mirostat: mirostat(body)?,
+        logit_bias: body.logit_bias.take().map_or(Vec::new(), |bias| bias.0),
+        seed: body.seed.take().and_then(|seed| seed.0),
+        ignore_eos: body.ignore_eos,
+    })
+}
+
+fn dry(body: &mut Body) -> Result<Option<Dry>, Failure> {
+    let multiplier = real("dry_multiplier", body.dry_multiplier, 0.0..=100.0)?;
+    let base = real("dry_base", body.dry_base, 0.0..=100.0)?;
+    let allowed_length = whole("dry_allowed_length", body.dry_allowed_length, 0..=65_536)?;
+    let penalty_last_n = look_back("dry_penalty_last_n", body.dry_penalty_last_n)?;
+    let breakers = body.dry_sequence_breakers.take().map(|list| list.0);
+    if breakers
+        .iter()
+        .flatten()
+        .any(|text| text.is_empty() || text.len() > MAX_BREAKER_BYTES)
+    {
+        return Err(Failure::invalid(
+            "dry_sequence_breakers",
+            format!("Every sequence breaker must be 1 to {MAX_BREAKER_BYTES} bytes long."),
+        ));
+    }
+    let given = multiplier.is_some()
+        || base.is_some()
+        || allowed_length.is_some()
+        || penalty_last_n.is_some()
+        || breakers.is_some();
+    let usual = Dry::default();
+    Ok(given.then(|| Dry {
+        multiplier: multiplier.unwrap_or(usual.multiplier),
+        base: base.unwrap_or(usual.base),
+        allowed_length: allowed_length.unwrap_or(usual.allowed_length),
+        penalty_last_n: penalty_last_n.unwrap_or(usual.penalty_last_n),
+        sequence_breakers: breakers.unwrap_or(usual.sequence_breakers),
+    }))
+}
+
+fn xtc(body: &Body) -> Result<Option<Xtc>, Failure> {
+    let probability = real("xtc_probability", body.xtc_probability, 0.0..=1.0)?;
+    let threshold = real("xtc_threshold", body.xtc_threshold, 0.0..=1.0)?;
+    let given = probability.is_some() || threshold.is_some();
+    Ok(given.then(|| Xtc {
+        probability: probability.unwrap_or(0.0),
+        threshold: threshold.unwrap_or(0.1),
+    }))
+}
+
+fn mirostat(body: &Body) -> Result<Option<Mirostat>, Failure> {
+    let tau = real("mirostat_tau", body.mirostat_tau, 0.0..=100.0)?;
+    let eta = real("mirostat_eta", body.mirostat_eta, 0.0..=1.0)?;
+    match body.mirostat {
+        None | Some(0) => Ok(None),
+        Some(2) => Ok(Some(Mirostat {
+            tau: tau.unwrap_or(5.0),
+            eta: eta.unwrap_or(0.1),
+        })),
+        Some(_) => Err(Failure::invalid(
+            "mirostat",
+            "mirostat must be 0 (off) or 2.",
+        )),
+    }
+}
+
+/// Refuses what this server does not do, by the name of the field that asks for it.
+pub(super) fn unserved(body: &Body) -> Result<(), Failure> {
+    let choice = body.tool_choice.as_ref();
+    let without_tools = choice == Some(&Unserved::Word("none".to_owned()));
+    let forced = match choice {
+        Some(Unserved::Word(word)) => !matches!(word.as_str(), "none" | "auto"),
+        Some(Unserved::Full) => true,
+        _ => false,
+    };
+    let full = |field: &Option<Unserved>| matches!(field, Some(Unserved::Full | Unserved::Word(_)));
+    let asked = [
+        ("tools", full(&body.tools) && !without_tools),
+        ("functions", full(&body.functions)),
+        ("tool_choice", forced),
+        ("audio", full(&body.audio)),
+        ("web_search_options", body.web_search_options.is_some()),
+        ("grammar", full(&body.grammar)),
+        ("json_schema", full(&body.json_schema)),
+        ("suffix", full(&body.suffix)),
+        (
+            "response_format",
+            (body.response_format.as_ref()).is_some_and(|format| format.kind != "text"),
+        ),
+        (
+            "modalities",
+            (body.modalities.as_ref()).is_some_and(|list| list.0.iter().any(|one| one != "text")),
+        ),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some(&(name, _)) => Err(not_served(name.to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// The refusal of a feature that this server does not have.
+pub(super) fn not_served(param: String) -> Failure {
+    let message = format!("{param} is not supported by this server.");
+    Failure::invalid(param, message).with_code("unsupported_parameter")
+}
+
+/// `response_format`; only its type matters.
+#[derive(Debug, Deserialize)]
+pub(super) struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// A list of dry's sequence breakers.
+pub(super) type Breakers = super::super::read::Bounded<String, MAX_BREAKERS>;
+
+/// `logprobs`: a flag in chat, a number in completions.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Logprobs {
+    Flag(bool),
+    Count(i64),
+}
+
+impl<'de> Deserialize<'de> for Logprobs {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Logprobs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a boolean or an integer")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Logprobs, E> {
+                Ok(Logprobs::Flag(value))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Logprobs, E> {
+                Ok(Logprobs::Count(value))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Logprobs, E> {
+                Ok(Logprobs::Count(i64::try_from(value).unwrap_or(i64::MAX)))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// `seed`: any 64-bit integer, negative ones by their bits. -1 asks for a fresh one, as in llama-server.
+#[derive(Debug)]
+pub(super) struct Seed(Option<u64>);
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Integer;
+        impl Visitor<'_> for Integer {
+            type Value = Seed;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a 64-bit integer")
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Seed, E> {
+                Ok(Seed((value != -1).then_some(value.cast_unsigned())))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Seed, E> {
+                Ok(Seed(Some(value)))
+            }
+        }
+        deserializer.deserialize_i64(Integer)
+    }
+}
+
+/// `logit_bias`: token ids as keys.
+#[derive(Debug)]
+pub(super) struct Biases(Vec<(u32, f32)>);
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Biases;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object from token ids to numbers")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Biases, A::Error> {
+                let mut biases = Vec::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    let bias: f64 = map.next_value()?;
+                    let token = key
+                        .parse()
+                        .map_err(|_| A::Error::custom("a key is not a token id"))?;
+                    if !(-100.0..=100.0).contains(&bias) {
+                        return Err(A::Error::custom("a bias is not between -100 and 100"));
+                    }
+                    if biases.len() == MAX_BIASES {
+                        return Err(A::Error::custom(format_args!(
+                            "more than {MAX_BIASES} entries"
+                        )));
+                    }
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        reason = "in range, rounding is fine"
+                    )]
+                    biases.push((token, bias as f32));
+                }
+                let mut seen: Vec<u32> = biases.iter().map(|&(token, _)| token).collect();
+                seen.sort_unstable();
+                if seen.windows(2).any(|pair| pair[0] == pair[1]) {
+                    return Err(A::Error::custom("a token id is given twice"));
+                }
+                Ok(Biases(biases))
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
+}
+
+/// `prompt`: a string, token ids, or a list of either.
+#[derive(Debug)]
+pub(super) struct Prompts(pub(super) Vec<Input>);
+
+/// The first element of a list decides what the others must be.
+enum Element {
+    Text(String),
+    Token(u32),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Element;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, a token id or an array of token ids")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Element, E> {
+                Ok(Element::Text(text.to_owned()))
+            }
+            fn visit_u64<E: serde::de::Error>(self, token: u64) -> Result<Element, E> {
+                u32::try_from(token)
+                    .map(Element::Token)
+                    .map_err(|_| E::custom("a token id is too large"))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Element, A::Error> {
+                // Four bytes for at least two of the body: the body's cap bounds it.
+                list(&mut seq, usize::MAX, Vec::new()).map(Element::Tokens)
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Prompts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "a string, or an array of strings, of token ids or of arrays of token ids",
+                )
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+                Ok(Prompts(vec![Input::Text(text.to_owned())]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+                Ok(Prompts(match seq.next_element()? {
+                    None => Vec::new(),
+                    Some(Element::Token(first)) => {
+                        vec![Input::Tokens(list(&mut seq, usize::MAX, vec![first])?)]
+                    }
+                    Some(Element::Text(first)) => {
+                        let texts = list(&mut seq, MAX_PROMPTS, vec![first])?;
+                        texts.into_iter().map(Input::Text).collect()
+                    }
+                    Some(Element::Tokens(first)) => {
+                        let lists = list(&mut seq, MAX_PROMPTS, vec![first])?;
+                        lists.into_iter().map(Input::Tokens).collect()
+                    }
+                }))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
