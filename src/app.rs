@@ -1,0 +1,245 @@
+//! The composition root: configuration in, running gateway out.
+//!
+//! Owns every task and the order in which they end. Nothing else in the crate spawns what outlives a
+//! call.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::engine::Plan;
+use crate::gateway::settings::Drain;
+use crate::gateway::{Gateway, Phase};
+use crate::generation::Watch;
+use crate::route::Registry;
+use crate::telemetry::{Metrics, ModelLoad, Scrape, Upkeep};
+use crate::transport::http::{self, Context};
+use crate::transport::listen::{self, Closing, Serving};
+use crate::wire;
+
+/// Connections to the operator's port: scrapers, probes and a few people.
+const OPS_CONNECTIONS: usize = 64;
+
+/// After the last stream: how long connections may take to flush what is written.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// A running gateway.
+pub struct App {
+    gateway: Arc<Gateway>,
+    registry: Arc<Registry>,
+    drain: Drain,
+    public: Endpoint,
+    ops: Endpoint,
+    watching: JoinHandle<()>,
+    loading: JoinHandle<()>,
+    loaded: watch::Receiver<Option<Result<(), String>>>,
+    _upkeep: Upkeep,
+}
+
+/// The listeners of one kind.
+struct Endpoint {
+    addresses: Vec<SocketAddr>,
+    closing: Closing,
+}
+
+impl App {
+    /// Binds the listeners and starts loading the models. Requests are answered from now on: health
+    /// checks truthfully, everything else once its model is ready. `log_lines_dropped` is read at
+    /// every scrape.
+    ///
+    /// # Errors
+    /// An address cannot be bound, or a thread cannot be started.
+    pub fn start(
+        config: Config,
+        log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
+    ) -> anyhow::Result<Self> {
+        let registry = Registry::new(plans(&config));
+        let metrics = Arc::new(Metrics::new(registry.names())?);
+        let upkeep = metrics.start_upkeep()?;
+        let watch = Watch::new();
+        let gateway = Gateway::new(
+            registry.clone(),
+            watch.clone(),
+            metrics.clone(),
+            &config.stream,
+            config.deadlines.clone(),
+            &config.limits,
+        );
+
+        let public = Endpoint::open(&config.server.listen, &config, &metrics, |config| {
+            let context = Context {
+                gateway: gateway.clone(),
+                limits: wire::Limits {
+                    json_depth: usize::from(config.server.max_json_depth),
+                    ..wire::Limits::default()
+                },
+                max_body_bytes: config.server.max_body_bytes,
+                body_timeout: config.server.body_timeout,
+                keep_alive: config.stream.keep_alive,
+            };
+            let places = usize::try_from(config.server.max_connections.get()).unwrap_or(usize::MAX);
+            (http::router(context), places.min(Semaphore::MAX_PERMITS))
+        })?;
+        let ops = Endpoint::open(&config.ops.listen, &config, &metrics, |_| {
+            let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
+            let streams = gateway.clone();
+            let render = move || {
+                render(
+                    &metrics,
+                    &registry,
+                    streams.open_streams(),
+                    log_lines_dropped(),
+                )
+            };
+            (http::ops_router(gateway, render), OPS_CONNECTIONS)
+        })?;
+
+        let (done, loaded) = watch::channel(None);
+        let loading = tokio::spawn({
+            let registry = registry.clone();
+            async move {
+                let result = registry.load(&metrics).await;
+                let _ = done.send(Some(result));
+            }
+        });
+        Ok(Self {
+            watching: tokio::spawn(async move { watch.run().await }),
+            loading,
+            gateway,
+            registry,
+            drain: config.drain,
+            public,
+            ops,
+            loaded,
+            _upkeep: upkeep,
+        })
+    }
+
+    /// Waits until every model was tried.
+    ///
+    /// # Errors
+    /// What is wrong with the first model that cannot be used.
+    pub async fn loaded(&self) -> Result<(), String> {
+        let mut loaded = self.loaded.clone();
+        match loaded.wait_for(Option::is_some).await {
+            Ok(result) => result.clone().unwrap_or(Ok(())),
+            Err(_) => Err("loading was interrupted".to_owned()),
+        }
+    }
+
+    /// Where requests are taken.
+    #[must_use]
+    pub fn public_addresses(&self) -> &[SocketAddr] {
+        &self.public.addresses
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn ops_addresses(&self) -> &[SocketAddr] {
+        &self.ops.addresses
+    }
+
+    /// Open streams.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        self.gateway.open_streams()
+    }
+
+    /// Ends everything in order: not ready at once; new work refused after the lag; running streams
+    /// finish up to the time-out, the rest end with an error; connections flush; engines stop.
+    pub async fn drain(self) {
+        self.gateway.enter(Phase::Leaving);
+        let lag = self.drain.lag.min(self.drain.timeout);
+        tokio::time::sleep(lag).await;
+        self.gateway.enter(Phase::Closed);
+        let cut = self.gateway.finish_streams(self.drain.timeout - lag).await;
+        if cut > 0 {
+            tracing::warn!(streams = cut, "drain.timeout passed; streams were cut off");
+        }
+        self.public.close().await;
+        self.loading.abort();
+        self.registry.stop().await;
+        self.watching.abort();
+        self.ops.close().await;
+    }
+}
+
+impl Endpoint {
+    fn open(
+        listen: &[SocketAddr],
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        serve: impl FnOnce(&Config) -> (Router, usize),
+    ) -> anyhow::Result<Self> {
+        let (router, places) = serve(config);
+        let closing = Closing::default();
+        let serving = Arc::new(Serving {
+            router,
+            settings: config.server.clone(),
+            // The stream of a stalled reader is cut first; its connection gets as long again, so
+            // that a reader who comes back late is still told why.
+            write_timeout: config.stream.stall_timeout * 2,
+            places: Arc::new(Semaphore::new(places)),
+            metrics: metrics.clone(),
+            closing: closing.clone(),
+        });
+        let mut addresses = Vec::new();
+        for &address in listen {
+            let listener =
+                listen::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+            addresses.push(listener.local_addr()?);
+            closing
+                .tracker
+                .spawn(listen::accept(listener, serving.clone()));
+        }
+        Ok(Self { addresses, closing })
+    }
+
+    async fn close(&self) {
+        self.closing.graceful.cancel();
+        self.closing.tracker.close();
+        let flushed = self.closing.tracker.wait();
+        if tokio::time::timeout(FLUSH, flushed).await.is_err() {
+            self.closing.now.cancel();
+            self.closing.tracker.wait().await;
+        }
+    }
+}
+
+fn plans(config: &Config) -> Vec<Plan> {
+    let ring = config.stream.ring;
+    if config.models.is_empty() {
+        return vec![Plan::demo(&config.engine, ring)];
+    }
+    let models = config.models.iter();
+    models
+        .map(|model| Plan::configured(model, &config.engine, ring))
+        .collect()
+}
+
+fn render(metrics: &Metrics, registry: &Registry, streams: usize, dropped: u64) -> String {
+    let engines = registry.ready();
+    let loads = engines.iter().map(|engine| {
+        let gauges = engine.gauges();
+        let load = ModelLoad {
+            running: gauges.running,
+            waiting: gauges.waiting,
+            paused: gauges.paused,
+            pauses: gauges.pauses,
+            kv_used: gauges.kv_used,
+            kv_capacity: gauges.kv_capacity,
+        };
+        (&*engine.card().name, load)
+    });
+    metrics.render(Scrape {
+        streams_open: streams,
+        log_lines_dropped: dropped,
+        models: loads,
+    })
+}

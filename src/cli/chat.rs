@@ -1,0 +1,370 @@
+//! `sluicegate chat`: talks to a model from the terminal, or from a script.
+//!
+//! A prompt gives one answer: live text with a line of figures on a terminal, bare text to a pipe,
+//! one JSON object a line with `--json`. Without a prompt a terminal gets a conversation.
+
+mod interactive;
+mod reply;
+
+use std::collections::VecDeque;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::client::{ChatRequest, Client, Endpoint, Error, HttpVersion, Message, parse_chunk};
+use reply::{Reply, Screen};
+
+/// What a shell reports for a program that Ctrl-C ended: 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
+
+/// A command line that makes no sense, as clap itself reports it.
+const USAGE: u8 = 2;
+
+/// Talk to a model
+///
+/// With a prompt, as argument or on stdin, prints the answer as it comes. Without one, on a terminal,
+/// starts a conversation; /help lists its commands. Works with any OpenAI-compatible server.
+#[derive(Args, Clone, Debug)]
+pub struct ChatArgs {
+    /// What to say; "-" reads it from stdin, as does a pipe when this is left out
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Option<String>,
+
+    /// Where the server is: its root, or the base URL as other clients take it
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080",
+        value_parser = Endpoint::parse
+    )]
+    pub url: Endpoint,
+
+    /// Which model to ask [default: the first that the server lists]
+    #[arg(short, long, value_name = "NAME")]
+    pub model: Option<String>,
+
+    /// Speak HTTP/2 in clear text, by prior knowledge, instead of HTTP/1.1
+    #[arg(long)]
+    pub http2: bool,
+
+    /// Print the server's own events, one JSON object a line, instead of the text
+    #[arg(long)]
+    pub json: bool,
+
+    /// What the model is told before the conversation begins
+    #[arg(short, long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// How freely to choose among likely tokens: 0 always takes the likeliest
+    #[arg(short, long, value_name = "T", value_parser = non_negative, help_heading = "Sampling")]
+    pub temperature: Option<f64>,
+
+    /// Choose among the fewest tokens whose probabilities add up to P
+    #[arg(long, value_name = "P", value_parser = probability, help_heading = "Sampling")]
+    pub top_p: Option<f64>,
+
+    /// Choose among the K likeliest tokens
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
+    pub top_k: Option<u32>,
+
+    /// Choose among tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", value_parser = probability, help_heading = "Sampling")]
+    pub min_p: Option<f64>,
+
+    /// End each answer after N tokens
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Sampling"
+    )]
+    pub max_tokens: Option<u32>,
+
+    /// Start the random numbers from N, for the same answer again
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub seed: Option<u64>,
+
+    /// End each answer where TEXT would begin (repeatable)
+    #[arg(long, value_name = "TEXT", help_heading = "Sampling")]
+    pub stop: Vec<String>,
+}
+
+/// Runs the command. A reader of stdout that goes away ends it quietly.
+///
+/// # Errors
+/// No connection, a refusal, a stream that broke, or an output that cannot be written. What is wrong
+/// with the command line is printed to stderr and is no error, but exit code 2.
+pub async fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
+    match talk(args).await {
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        end => end,
+    }
+}
+
+async fn talk(args: ChatArgs) -> anyhow::Result<ExitCode> {
+    let on_terminal = io::stdout().is_terminal();
+    let prompt = match source(&args, io::stdin().is_terminal(), on_terminal) {
+        Ok(Source::Argument(prompt)) => Some(prompt),
+        Ok(Source::Stdin) => Some(read_prompt(io::stdin())?),
+        Ok(Source::Conversation) => None,
+        Err(message) => return Ok(misused(message)),
+    };
+    if prompt.as_ref().is_some_and(|text| text.trim().is_empty()) {
+        return Ok(misused("the prompt is empty"));
+    }
+    let json = args.json;
+    let (client, mut request) = prepare(args).await?;
+    let Some(prompt) = prompt else {
+        return interactive::converse(client, request).await;
+    };
+    request.messages.push(Message::new("user", prompt));
+    if json {
+        print_events(&client, &request, &mut io::stdout()).await?;
+        Ok(ExitCode::SUCCESS)
+    } else {
+        print_answer(&client, &request, on_terminal).await
+    }
+}
+
+/// Where the prompt comes from.
+#[derive(Debug, PartialEq)]
+enum Source {
+    Argument(String),
+    Stdin,
+    Conversation,
+}
+
+fn source(args: &ChatArgs, terminal_in: bool, terminal_out: bool) -> Result<Source, &'static str> {
+    match args.prompt.as_deref() {
+        Some("-") => Ok(Source::Stdin),
+        Some(prompt) => Ok(Source::Argument(prompt.to_owned())),
+        None if !terminal_in => Ok(Source::Stdin),
+        None if args.json => Err("--json needs a prompt, as argument or on stdin"),
+        None if !terminal_out => Err("a conversation needs a terminal; give a prompt"),
+        None => Ok(Source::Conversation),
+    }
+}
+
+fn misused(message: &str) -> ExitCode {
+    eprintln!("error: {message}\n\nFor more information, try 'sluicegate chat --help'.");
+    ExitCode::from(USAGE)
+}
+
+fn read_prompt(from: impl io::Read) -> anyhow::Result<String> {
+    let text = io::read_to_string(from).context("could not read the prompt from stdin")?;
+    // Editors and `echo` put these two there; they are not what anybody wants to say.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The client, and a request with everything but the user's words.
+async fn prepare(args: ChatArgs) -> anyhow::Result<(Client, ChatRequest)> {
+    let version = if args.http2 {
+        HttpVersion::Http2
+    } else {
+        HttpVersion::Http1
+    };
+    let client = Client::new(args.url, version);
+    let model = match args.model {
+        Some(model) => Some(model),
+        None => default_model(&client).await?,
+    };
+    let request = ChatRequest {
+        model,
+        messages: args
+            .system
+            .into_iter()
+            .map(|text| Message::new("system", text))
+            .collect(),
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        min_p: args.min_p,
+        max_tokens: args.max_tokens,
+        seed: args.seed,
+        stop: args.stop,
+    };
+    Ok((client, request))
+}
+
+/// The first model of the server's list. A server without a list has one model or a default.
+async fn default_model(client: &Client) -> Result<Option<String>, Error> {
+    match client.models().await {
+        Ok(models) => Ok(models.into_iter().next().map(|model| model.id)),
+        Err(Error::Refused { .. } | Error::Malformed { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn print_answer(
+    client: &Client,
+    request: &ChatRequest,
+    on_terminal: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut screen = Screen::new(io::stdout(), on_terminal);
+    let interrupt = async {
+        // A pipeline's Ctrl-C ends all of its programs; only a terminal is owed the figures.
+        if !on_terminal || tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let Reply { interrupted, .. } = reply::stream(client, request, &mut screen, interrupt).await?;
+    Ok(if interrupted {
+        ExitCode::from(INTERRUPTED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Prints every event as one line. An event that reports a failure is printed too, and is an error.
+async fn print_events(
+    client: &Client,
+    request: &ChatRequest,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let mut frames = client.chat_frames(request).await?;
+    let mut events = VecDeque::new();
+    while let Some(message) = frames.next().await? {
+        write_line(out, message.data)?;
+        parse_chunk(message, &mut events)?;
+        events.clear();
+    }
+    Ok(())
+}
+
+/// Writes JSON as one line. A line feed between JSON's tokens is only space, and in a string it
+/// cannot stand unescaped.
+fn write_line(out: &mut impl Write, json: &[u8]) -> io::Result<()> {
+    let mut line: Vec<u8> = json
+        .iter()
+        .map(|byte| if *byte == b'\n' { b' ' } else { *byte })
+        .collect();
+    line.push(b'\n');
+    out.write_all(&line)?;
+    out.flush()
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // Only the output's errors are bare I/O errors here: a connection's are wrapped in the client's.
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn non_negative(text: &str) -> Result<f64, &'static str> {
+    match text.parse() {
+        Ok(number) if (0.0..f64::INFINITY).contains(&number) => Ok(number),
+        _ => Err("must be a number of at least 0"),
+    }
+}
+
+fn probability(text: &str) -> Result<f64, &'static str> {
+    match text.parse() {
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
+        _ => Err("must be a number from 0 to 1"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        chat: ChatArgs,
+    }
+
+    fn args(line: &[&str]) -> ChatArgs {
+        Cli::try_parse_from([&["chat"], line].concat())
+            .unwrap()
+            .chat
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_argument_wins_over_stdin_and_a_dash_asks_for_it() {
+        let of = |line: &[&str], terminal| source(&args(line), terminal, true);
+        assert_eq!(of(&["hi"], false), Ok(Source::Argument("hi".to_owned())));
+        assert_eq!(of(&["-"], true), Ok(Source::Stdin));
+        assert_eq!(of(&[], false), Ok(Source::Stdin));
+        assert_eq!(of(&[], true), Ok(Source::Conversation));
+    }
+
+    #[test]
+    fn a_conversation_needs_a_terminal_both_ways_and_text() {
+        assert!(source(&args(&[]), true, false).is_err());
+        assert!(source(&args(&["--json"]), true, true).is_err());
+        assert!(source(&args(&["--json"]), false, false).is_ok());
+    }
+
+    #[test]
+    fn numbers_out_of_range_and_urls_with_tls_are_usage_errors() {
+        for line in [
+            &["--temperature", "-1"][..],
+            &["--temperature", "nan"],
+            &["--temperature", "inf"],
+            &["--top-p", "1.5"],
+            &["--max-tokens", "0"],
+            &["--seed", "-1"],
+            &["--url", "https://example.org"],
+        ] {
+            let error = Cli::try_parse_from([&["chat"], line].concat()).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(USAGE), "{line:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_flag_reaches_the_request() {
+        let line = "--model m --system s --temperature 0.5 --top-p 0.9 --top-k 4 --min-p 0.1 \
+                    --max-tokens 9 --seed 7 --stop x --stop y hello";
+        let line: Vec<_> = line.split_whitespace().collect();
+        let (_, request) = prepare(args(&line)).await.unwrap();
+        let expected = ChatRequest {
+            model: Some("m".to_owned()),
+            messages: vec![Message::new("system", "s")],
+            temperature: Some(0.5),
+            top_p: Some(0.9),
+            top_k: Some(4),
+            min_p: Some(0.1),
+            max_tokens: Some(9),
+            seed: Some(7),
+            stop: vec!["x".to_owned(), "y".to_owned()],
+        };
+        assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn a_prompt_on_stdin_loses_its_mark_and_its_last_line_end_only() {
+        let read = |text: &str| read_prompt(text.as_bytes()).unwrap();
+        assert_eq!(read("\u{feff} a\n\nb \r\n"), " a\n\nb ");
+        assert!(read_prompt(&b"\xff"[..]).is_err());
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let mut out = Vec::new();
+        write_line(&mut out, b"{\n\"a\":1}").unwrap();
+        assert_eq!(out, b"{ \"a\":1}\n");
+    }
+
+    #[test]
+    fn only_the_outputs_broken_pipe_is_quiet() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&broken().into()));
+        let error = Error::Connect {
+            authority: String::new(),
+            source: broken(),
+        };
+        assert!(!is_broken_pipe(&error.into()));
+    }
+}

@@ -1,0 +1,63 @@
+//! The command line: what can be asked of the program.
+
+pub mod chat;
+pub mod check;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Flags;
+
+/// An LLM streaming gateway in one binary
+///
+/// Runs GGUF models in process and streams their tokens over HTTP as SSE, bare text, NDJSON and
+/// JSON-RPC. Without a configured model it serves a tiny built-in one, called demo.
+#[derive(Debug, Parser)]
+#[command(name = "sluicegate", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models
+    ///
+    /// Ends with status 0 after a signal to stop: SIGTERM or Ctrl-C lets running streams finish, up
+    /// to drain.timeout; a second one ends at once.
+    Serve {
+        #[command(flatten)]
+        flags: Flags,
+    },
+    Chat(Box<chat::ChatArgs>),
+    /// Check a configuration without serving
+    ///
+    /// Accepts and refuses exactly what serve does. Ends with status 2 when something is wrong.
+    Check {
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve { flags } => serve::run(flags),
+        Command::Chat(args) => talk(*args),
+        Command::Check { flags } => check::run(flags).map_err(Into::into),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("sluicegate: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn talk(args: chat::ChatArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(chat::run(args))
+}

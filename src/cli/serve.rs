@@ -1,0 +1,92 @@
+//! `sluicegate serve`: the gateway until a signal ends it.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::check::{self, BAD_CONFIG};
+use crate::app::App;
+use crate::config::{Config, Flags, Sources};
+use crate::telemetry::Logs;
+
+/// Stack of every thread of the runtime. Virtual memory only, until it is used: llama.cpp's tokenizer
+/// may recurse for each character of a piece of text (`engine/llama/vocab.rs`).
+const STACK: usize = 64 * 1024 * 1024;
+
+/// Serves until a signal, or until a model turns out to be unusable.
+pub(super) fn run(flags: Flags) -> anyhow::Result<ExitCode> {
+    let config = match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
+        Ok(config) => config,
+        Err(error) => {
+            check::report(&error)?;
+            return Ok(ExitCode::from(BAD_CONFIG));
+        }
+    };
+    let logs = Logs::install(&config.telemetry).context("cannot start logging")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("runtime")
+        .thread_stack_size(STACK)
+        .build()
+        .context("cannot start the runtime")?;
+    // `logs` outlives the runtime: the last lines of every task are written.
+    runtime.block_on(serve(config, &logs))
+}
+
+async fn serve(config: Config, logs: &Logs) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let app = App::start(config, logs.dropped())?;
+    tokio::select! {
+        loaded = app.loaded() => loaded.map_err(anyhow::Error::msg)?,
+        () = signals.next() => {
+            app.drain().await;
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    announce(&app);
+    signals.next().await;
+    tracing::info!(open_streams = app.open_streams(), "draining");
+    tokio::select! {
+        () = app.drain() => {}
+        () = signals.next() => tracing::warn!("second signal: ending at once"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says where to go. On standard output, because it is what the command was run for; logs are on
+/// standard error.
+fn announce(app: &App) {
+    let mut out = std::io::stdout().lock();
+    for address in app.public_addresses() {
+        // A closed standard output is no reason not to serve.
+        let _ = writeln!(out, "Sluicegate is ready: open http://{address}/");
+    }
+    for address in app.ops_addresses() {
+        let _ = writeln!(out, "For operators http://{address}/metrics");
+    }
+    let _ = out.flush();
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The configuration: a list of the sections that each folder defines, and how they are filled.
+//!
+//! A value comes from the last of these that names it: built-in default, file, environment
+//! (`SLUICEGATE_SECTION__KEY`), flag. `serve` and `check` load through the same function, so what
+//! one accepts the other does. Nothing here is defaulted in silence: a key that no section knows is
+//! an error, and every error says where the value was written.
+
+mod error;
+mod keys;
+mod read;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::Deserialize;
+
+pub use self::error::{ConfigError, Origin, Problem};
+pub use self::sources::{Flags, Sources};
+
+use self::tree::Step;
+use crate::engine::config::{Backing, Model, Process};
+use crate::gateway::settings::{Deadlines, Drain, Limits, Stream};
+use crate::telemetry;
+use crate::transport::config::{Ops, Server};
+
+/// Every section. `config/sluicegate.toml` describes each key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The public listener.
+    pub server: Server,
+    /// The operator's listener.
+    pub ops: Ops,
+    /// The path of tokens to one reader.
+    pub stream: Stream,
+    /// Bounds on the time of one request.
+    pub deadlines: Deadlines,
+    /// Bounds over all callers together.
+    pub limits: Limits,
+    /// Shutting down.
+    pub drain: Drain,
+    /// The models; with none, the built-in `demo` is served.
+    pub models: Vec<Model>,
+    /// What concerns llama.cpp as a whole.
+    pub engine: Process,
+    /// Logs.
+    pub telemetry: telemetry::Config,
+}
+
+impl Config {
+    /// Merges the sources and checks the result.
+    ///
+    /// # Errors
+    /// Every problem of every source at once, as far as they can be told apart.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut root = sources.merge().map_err(ConfigError::Wrong)?;
+        let config: Self = read::read(&mut root).map_err(ConfigError::Wrong)?;
+        let mut problems: Vec<Problem> = config
+            .conflicts()
+            .into_iter()
+            .map(|(path, message)| Problem {
+                origin: root.origin_of(&path),
+                message: format!("{}: {message}", read::path_text(&path)),
+            })
+            .collect();
+        if problems.is_empty() {
+            return Ok(config);
+        }
+        problems.sort();
+        Err(ConfigError::Wrong(problems))
+    }
+
+    /// What no section can see alone.
+    fn conflicts(&self) -> Vec<(Vec<Step>, String)> {
+        let mut found = Vec::new();
+        for ops in &self.ops.listen {
+            if let Some(server) = self
+                .server
+                .listen
+                .iter()
+                .find(|server| overlap(**server, *ops))
+            {
+                let message = format!(
+                    "{ops} collides with server.listen = {server}; what operators see must not be public"
+                );
+                found.push((vec![key("ops"), key("listen")], message));
+            }
+        }
+        let mut names = HashSet::new();
+        for (index, model) in self.models.iter().enumerate() {
+            let at = |name| vec![key("models"), Step::Index(index), key(name)];
+            if !names.insert(&model.name) {
+                found.push((
+                    at("name"),
+                    format!("there are two models named {}", model.name),
+                ));
+            }
+            let Backing::Gguf { path, settings } = &model.backing else {
+                continue;
+            };
+            if let Some(message) = unreadable(path) {
+                found.push((at("path"), message));
+            }
+            if let Some(message) = settings.chat_template.as_deref().and_then(unreadable) {
+                found.push((at("chat_template"), message));
+            }
+        }
+        found
+    }
+}
+
+fn key(name: &str) -> Step {
+    Step::Key(name.to_owned())
+}
+
+/// Whether the second of two listeners could not be opened.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_host = a.ip() == b.ip()
+        || (a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified()));
+    a.port() == b.port() && a.port() != 0 && same_host
+}
+
+fn unreadable(path: &Path) -> Option<String> {
+    match std::fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(meta) if meta.is_file() => None,
+        Ok(_) => Some(format!("{} is not a file", path.display())),
+        Err(error) => Some(format!("cannot open {}: {error}", path.display())),
+    }
+}

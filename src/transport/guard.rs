@@ -1,0 +1,277 @@
+//! A connection's bytes, with two clocks on them that hyper does not keep.
+//!
+//! * From the first byte of a request to the end of its headers: a peer that trickles headers.
+//! * A write that makes no progress: a peer that stopped reading for good.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+/// A connection whose first bytes were read already.
+pub(super) struct Guarded<S> {
+    stream: S,
+    head: Bytes,
+    in_flight: Arc<AtomicU32>,
+    /// `None` where one connection carries many requests at once (HTTP/2 has its own bounds).
+    header_timeout: Option<Duration>,
+    headers_due: Option<Pin<Box<Sleep>>>,
+    write_timeout: Duration,
+    write_due: Option<Pin<Box<Sleep>>>,
+    is_writing: bool,
+}
+
+impl<S> Guarded<S> {
+    pub(super) fn new(
+        stream: S,
+        head: Bytes,
+        in_flight: Arc<AtomicU32>,
+        header_timeout: Option<Duration>,
+        write_timeout: Duration,
+    ) -> Self {
+        Self {
+            stream,
+            headers_due: header_timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
+            head,
+            in_flight,
+            header_timeout,
+            write_timeout,
+            write_due: None,
+            is_writing: false,
+        }
+    }
+
+    /// Bytes came. If no request is under way they begin the next one's headers.
+    fn bytes_came(&mut self) {
+        if let Some(timeout) = self.header_timeout
+            && self.headers_due.is_none()
+            && self.in_flight.load(SeqCst) == 0
+        {
+            self.headers_due = Some(Box::pin(tokio::time::sleep(timeout)));
+        }
+    }
+
+    /// Nothing came: fails if headers have been on their way for too long.
+    fn headers_in_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.in_flight.load(SeqCst) > 0 {
+            self.headers_due = None;
+        } else if let Some(due) = &mut self.headers_due
+            && due.as_mut().poll(cx).is_ready()
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "headers took too long",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Starts, checks or stops the clock of a write, by whether it could go on.
+    fn write_in_time<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.is_writing = false;
+            return result;
+        }
+        let due = self
+            .write_due
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.write_timeout)));
+        if !self.is_writing {
+            self.is_writing = true;
+            due.as_mut().reset(Instant::now() + self.write_timeout);
+        }
+        if due.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the peer takes no data",
+            )));
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.head.has_remaining() {
+            let count = self.head.len().min(buf.remaining());
+            buf.put_slice(&self.head.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                if buf.filled().len() > before {
+                    self.bytes_came();
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => match self.headers_in_time(cx) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.write_in_time(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.write_in_time(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Counts one request of a connection from its headers to the end of its response's body.
+pub(super) struct InFlight(Arc<AtomicU32>);
+
+impl InFlight {
+    pub(super) fn new(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count.clone())
+    }
+
+    /// Keeps the count up until `body` is done with.
+    pub(super) fn until_end_of<B>(self, body: B) -> Held<B> {
+        Held {
+            body,
+            _in_flight: self,
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A body that holds its request's count.
+pub(super) struct Held<B> {
+    body: B,
+    _in_flight: InFlight,
+}
+
+impl<B: Body + Unpin> Body for Held<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn guarded<S>(stream: S, in_flight: &Arc<AtomicU32>) -> Guarded<S> {
+        Guarded::new(
+            stream,
+            Bytes::from_static(b"GET"),
+            in_flight.clone(),
+            Some(Duration::from_secs(5)),
+            Duration::from_secs(60),
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_that_trickle_are_cut_off() {
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let mut io = guarded(ours, &Arc::default());
+        let trickle = tokio::spawn(async move {
+            while peer.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let start = Instant::now();
+        let error = loop {
+            let mut byte = [0; 1];
+            if let Err(error) = io.read_exact(&mut byte).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() <= Duration::from_secs(6));
+        trickle.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_and_a_running_request_have_no_header_clock() {
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let in_flight = Arc::default();
+        let mut io = guarded(ours, &in_flight);
+        let mut head = [0; 3];
+        io.read_exact(&mut head).await.unwrap();
+        let request = InFlight::new(&in_flight);
+        let later = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            peer.write_all(b"G").await.unwrap();
+            peer
+        });
+        let mut byte = [0; 1];
+        io.read_exact(&mut byte)
+            .await
+            .expect("a body may take its time here");
+        drop((request, later.await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_fails_the_write() {
+        let (_peer, ours) = tokio::io::duplex(8);
+        let mut io = guarded(ours, &Arc::default());
+        let start = Instant::now();
+        let error = io.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed().as_secs(), 60);
+    }
+}

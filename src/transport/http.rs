@@ -1,0 +1,516 @@
+//! HTTP: paths to gateway calls, answers to responses.
+//!
+//! Every handler does the same few things: read the head, read the bounded body, let a dialect parse
+//! it, ask the gateway, let the dialect dress the answer.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::tokens::{First, TokenBody};
+use super::{assets, rpc};
+use crate::engine::TokenizeOptions;
+use crate::gateway::{Gateway, Phase};
+use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId};
+use crate::telemetry::Route;
+use crate::wire::{self, Call, Head, failure, models, openai, tokenize};
+
+/// The header that identifies a request, in and out.
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+/// How long a caller is willing to wait for the whole answer: seconds, or with a unit (`1500ms`).
+const REQUEST_TIMEOUT: &str = "x-request-timeout";
+
+/// What handlers need.
+#[derive(Clone)]
+pub struct Context {
+    /// Where requests go.
+    pub gateway: Arc<Gateway>,
+    /// Bounds on what a body may ask for.
+    pub limits: wire::Limits,
+    /// Most bytes of a body.
+    pub max_body_bytes: usize,
+    /// From the end of the headers to the end of the body.
+    pub body_timeout: Duration,
+    /// How long a stream stays silent before a keep-alive goes out.
+    pub keep_alive: Duration,
+}
+
+/// The public paths.
+#[must_use]
+pub fn router(context: Context) -> Router {
+    let paths = Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/chat/completions/input_tokens", post(count))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*id}", get(one_model))
+        .route("/v1/tokenize", post(tokenize))
+        .route("/v1/detokenize", post(detokenize))
+        .route("/rpc", post(rpc::handle))
+        .route("/rpc/openrpc.json", get(rpc::openrpc))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .merge(assets::router())
+        .fallback(async || {
+            fail(&Failure::new(
+                Kind::NotFound,
+                "There is nothing at this path.",
+            ))
+        })
+        .method_not_allowed_fallback(async || {
+            fail(&Failure::new(
+                Kind::MethodNotAllowed,
+                "This path does not take this method.",
+            ))
+        });
+    // From the outside in:
+    paths
+        // a defect in a handler ends one request, not the connection's other streams;
+        .layer(CatchPanicLayer::custom(|_| {
+            fail(&Failure::internal("a handler panicked"))
+        }))
+        // every answer carries the request's id, also those of the layers below.
+        .layer(middleware::from_fn_with_state(context.clone(), identify))
+        .with_state(context)
+}
+
+/// Paths of the operator's port beside what [`router`] has in common with it.
+pub fn ops_router(
+    gateway: Arc<Gateway>,
+    metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
+) -> Router {
+    let render = move || {
+        let metrics = metrics.clone();
+        async move {
+            // Rendering walks every series: not on a thread that moves tokens.
+            let text = tokio::task::spawn_blocking(metrics)
+                .await
+                .unwrap_or_default();
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
+        }
+    };
+    Router::new()
+        .route("/metrics", get(render))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(async move || readiness(&gateway)))
+        .fallback(async || {
+            fail(&Failure::new(
+                Kind::NotFound,
+                "There is nothing at this path.",
+            ))
+        })
+}
+
+async fn identify(State(context): State<Context>, mut request: Request, next: Next) -> Response {
+    let id = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .and_then(RequestId::parse)
+        .unwrap_or_else(RequestId::random);
+    let value = HeaderValue::from_str(id.as_str()).ok();
+    request.extensions_mut().insert(id);
+    let mut response = next.run(request).await;
+    if let Some(value) = value {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    if context.gateway.phase() == Phase::Closed && response.version() < axum::http::Version::HTTP_2
+    {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn chat(State(context): State<Context>, request: Request) -> Response {
+    generate(&context, request, Route::Chat, openai::parse_chat).await
+}
+
+async fn completions(State(context): State<Context>, request: Request) -> Response {
+    generate(
+        &context,
+        request,
+        Route::Completions,
+        openai::parse_completion,
+    )
+    .await
+}
+
+type Parse = fn(&[u8], &Head<'_>) -> Result<Call, Failure>;
+
+async fn generate(context: &Context, request: Request, route: Route, parse: Parse) -> Response {
+    let (call, id) = match read(context, request, parse).await {
+        Ok(parsed) => parsed,
+        Err((failure, id)) => {
+            context.gateway.record_refusal(route, &id, &failure);
+            return fail(&failure);
+        }
+    };
+    let Call { request, answer } = call;
+    let model = context.gateway.served_name(&request.model);
+    let stream = match context.gateway.generate(request, route).await {
+        Ok(stream) => stream,
+        Err(failure) => {
+            let mut out = BytesMut::new();
+            let refusal = answer.refuse(&failure, &mut out);
+            return refused(refusal, out.freeze(), &failure);
+        }
+    };
+    debug_assert_eq!(stream.id(), &id);
+    let encoder = answer.encoder(&model);
+    let streamed = answer.streamed();
+    let body = TokenBody::new(stream, encoder, answer, context.keep_alive);
+    match body.first().await {
+        First::Refused(refusal, bytes, failure) => refused(refusal, bytes, &failure),
+        First::Begins(body) if streamed => {
+            let content_type = HeaderValue::from_static(body.content_type());
+            let mut response = Response::new(Body::new(body));
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, content_type);
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            // nginx holds a response back until its buffer is full, unless told not to.
+            headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+            response
+        }
+        First::Begins(body) => {
+            let content_type = body.content_type();
+            document(content_type, body.into_document())
+        }
+    }
+}
+
+async fn list_models(State(context): State<Context>) -> Response {
+    let cards = context.gateway.models();
+    let list: Vec<_> = cards.iter().map(as_model).collect();
+    let mut out = BytesMut::new();
+    models::write_list(&list, &mut out);
+    document(wire::JSON, out.freeze())
+}
+
+async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Response {
+    let cards = context.gateway.models();
+    match cards.iter().find(|card| *card.name == *id) {
+        Some(card) => {
+            let mut out = BytesMut::new();
+            models::write_one(&as_model(card), &mut out);
+            document(wire::JSON, out.freeze())
+        }
+        None => fail(
+            &Failure::new(
+                Kind::NotFound,
+                "There is no such model, or it is not ready.",
+            )
+            .with_param("model")
+            .with_code("model_not_found"),
+        ),
+    }
+}
+
+/// A model's card as the wire shows it.
+pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
+    models::Model {
+        id: &card.name,
+        created: card.created,
+        context: card.context,
+        context_trained: card.context_trained,
+        vocabulary: card.vocabulary,
+        parameters: card.parameters,
+        bytes: card.bytes,
+    }
+}
+
+async fn tokenize(State(context): State<Context>, request: Request) -> Response {
+    simple(&context, request, tokenize::parse_tokenize, async |asked| {
+        let mut out = BytesMut::new();
+        write_tokens(&context.gateway, &asked, &mut out).await?;
+        Ok(out)
+    })
+    .await
+}
+
+async fn detokenize(State(context): State<Context>, request: Request) -> Response {
+    simple(
+        &context,
+        request,
+        tokenize::parse_detokenize,
+        async |asked| {
+            let pieces = context.gateway.pieces(&asked.model, &asked.tokens)?;
+            let mut out = BytesMut::new();
+            tokenize::write_content(&pieces, &mut out);
+            Ok(out)
+        },
+    )
+    .await
+}
+
+async fn count(State(context): State<Context>, request: Request) -> Response {
+    simple(&context, request, tokenize::parse_count, async |asked| {
+        let options = TokenizeOptions {
+            add_special: true,
+            parse_special: false,
+        };
+        let gateway = &context.gateway;
+        let tokens = gateway
+            .tokenize(&asked.model, &asked.input, options)
+            .await?;
+        let mut out = BytesMut::new();
+        tokenize::write_count(tokens.len(), &mut out);
+        Ok(out)
+    })
+    .await
+}
+
+/// Tokenizes and appends the answer; shared with JSON-RPC.
+pub(super) async fn write_tokens(
+    gateway: &Gateway,
+    asked: &tokenize::Tokenize,
+    out: &mut BytesMut,
+) -> Result<(), Failure> {
+    let options = TokenizeOptions {
+        add_special: asked.add_special,
+        parse_special: asked.parse_special,
+    };
+    let tokens = gateway
+        .tokenize(&asked.model, &asked.input, options)
+        .await?;
+    let pieces = if asked.with_pieces {
+        Some(gateway.pieces(&asked.model, &tokens)?)
+    } else {
+        None
+    };
+    tokenize::write_tokens(&tokens, pieces.as_deref(), out);
+    Ok(())
+}
+
+/// One JSON body in, one JSON document out.
+async fn simple<T>(
+    context: &Context,
+    request: Request,
+    parse: fn(&[u8], &Head<'_>) -> Result<T, Failure>,
+    work: impl AsyncFnOnce(T) -> Result<BytesMut, Failure>,
+) -> Response {
+    let result = match read(context, request, parse).await {
+        Ok((asked, _)) => work(asked).await,
+        Err((failure, _)) => Err(failure),
+    };
+    match result {
+        Ok(out) => document(wire::JSON, out.freeze()),
+        Err(failure) => fail(&failure),
+    }
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(context): State<Context>) -> Response {
+    readiness(&context.gateway)
+}
+
+fn readiness(gateway: &Gateway) -> Response {
+    match gateway.readiness() {
+        Ok(()) => "ready\n".into_response(),
+        Err(reasons) => {
+            let text = reasons.join("\n") + "\n";
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
+}
+
+/// Reads head and body and parses them. A failure comes with the request's id, to be recorded.
+pub(super) async fn read<T>(
+    context: &Context,
+    request: Request,
+    parse: impl FnOnce(&[u8], &Head<'_>) -> Result<T, Failure>,
+) -> Result<(T, RequestId), (Failure, RequestId)> {
+    let (parts, body) = request.into_parts();
+    let id = parts
+        .extensions
+        .get::<RequestId>()
+        .cloned()
+        .unwrap_or_else(RequestId::random);
+    let parsed = async {
+        refuse_foreign_pages(&parts.headers)?;
+        let accept = accept(&parts.headers);
+        let head = Head {
+            id: id.clone(),
+            caller: Caller {
+                address: parts
+                    .extensions
+                    .get::<ConnectInfo<SocketAddr>>()
+                    .map(|peer| peer.0.ip()),
+            },
+            accept: &accept,
+            deadlines: deadlines(&parts.headers)?,
+            created: now(),
+            limits: context.limits,
+        };
+        let bytes = read_body(context, &parts.headers, body).await?;
+        parse(&bytes, &head)
+    };
+    match parsed.await {
+        Ok(parsed) => Ok((parsed, id)),
+        Err(failure) => Err((failure, id)),
+    }
+}
+
+async fn read_body(context: &Context, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
+    let most = context.max_body_bytes;
+    let too_large = || {
+        Failure::new(
+            Kind::TooLarge,
+            format!("The body is larger than the {most} bytes that this server takes."),
+        )
+    };
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Failure::new(
+            Kind::UnsupportedMedia,
+            "Compressed request bodies are not supported.",
+        ));
+    }
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_large());
+    }
+    let whole = Limited::new(body, most).collect();
+    match tokio::time::timeout(context.body_timeout, whole).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => {
+            Err(Failure::new(Kind::Invalid, "The request body broke off.").with_source(error))
+        }
+        Err(_) => Err(Failure::new(
+            Kind::SlowRequest,
+            format!(
+                "The request body did not arrive within {}.",
+                humantime::format_duration(context.body_timeout)
+            ),
+        )),
+    }
+}
+
+/// A page of another site may not spend this server's tokens through its visitor's browser. Browsers
+/// say so themselves (Fetch Metadata); other clients send no such header.
+fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
+    match headers.get("sec-fetch-site") {
+        Some(site) if site == "cross-site" => Err(Failure::new(
+            Kind::Forbidden,
+            "Pages of other sites may not use this server.",
+        )
+        .with_code("cross_site")),
+        _ => Ok(()),
+    }
+}
+
+fn accept(headers: &HeaderMap) -> String {
+    let values = headers.get_all(header::ACCEPT).iter();
+    let texts: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
+    texts.join(",")
+}
+
+fn deadlines(headers: &HeaderMap) -> Result<Deadlines, Failure> {
+    let Some(value) = headers.get(REQUEST_TIMEOUT) else {
+        return Ok(Deadlines::default());
+    };
+    let timeout = value.to_str().ok().and_then(duration).ok_or_else(|| {
+        Failure::invalid(
+            REQUEST_TIMEOUT,
+            "x-request-timeout is a number of seconds, or one with a unit, such as 1500ms.",
+        )
+    })?;
+    // Who waits that long in all waits no longer for any part.
+    Ok(Deadlines {
+        queue: Some(timeout),
+        first_token: Some(timeout),
+        gap: None,
+        total: Some(timeout),
+    })
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let parsed = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => humantime::parse_duration(text).ok(),
+    };
+    parsed.filter(|duration| !duration.is_zero())
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// One complete document.
+pub(super) fn document(content_type: &'static str, bytes: Bytes) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, bytes).into_response()
+}
+
+/// A failure in OpenAI's words, which all paths but `/rpc` speak.
+pub(super) fn fail(failure: &Failure) -> Response {
+    let mut out = BytesMut::new();
+    let refusal = failure::refuse(failure, &mut out);
+    refused(refusal, out.freeze(), failure)
+}
+
+/// A refusal that a dialect has written.
+pub(super) fn refused(refusal: wire::Refusal, bytes: Bytes, failure: &Failure) -> Response {
+    let mut response = document(refusal.content_type, bytes);
+    *response.status_mut() =
+        StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    let retry = failure::codes(failure.kind).retry;
+    headers.insert(
+        "x-should-retry",
+        HeaderValue::from_static(if retry { "true" } else { "false" }),
+    );
+    if let Some(after) = failure.retry_after {
+        // Whole seconds, rounded up (RFC 9110, section 10.2.3), and what OpenAI's SDKs read first.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        headers.insert("retry-after-ms", HeaderValue::from(millis));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_seconds_or_have_a_unit() {
+        let table = [
+            ("2", Some(2000)),
+            ("0.25", Some(250)),
+            ("1500ms", Some(1500)),
+            ("2m", Some(120_000)),
+            ("0", None),
+            ("-1", None),
+            ("NaN", None),
+            ("soon", None),
+        ];
+        for (text, millis) in table {
+            assert_eq!(duration(text), millis.map(Duration::from_millis), "{text}");
+        }
+    }
+}

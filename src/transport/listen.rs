@@ -1,0 +1,276 @@
+//! TCP: accept, bound, speak HTTP/1.1 or HTTP/2.
+//!
+//! Our own accept loop, because every step of a connection needs a bound that a ready-made server
+//! does not set: the first byte, the protocol preface, the headers, the idle time between requests,
+//! unsent bytes in the kernel, a peer that takes nothing. A connection holds its permit until it ends,
+//! and hangs on a tracker that the owner of the listener waits for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::connect_info::ConnectInfo;
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+
+use super::config::Server;
+use super::guard::{Guarded, InFlight};
+use crate::telemetry::Metrics;
+
+/// Connections that the kernel keeps for us while the accept loop is busy.
+const BACKLOG: i32 = 1024;
+
+/// After `accept` fails (usually for want of file descriptors), wait this long instead of spinning.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The HTTP/2 client preface (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// HTTP/2's largest frame by default, and ours: a frame once taken by the send queue cannot be split.
+const FRAME: u32 = 16 * 1024;
+
+/// Bytes of one HTTP/2 stream that hyper takes from us beyond what the peer's window allows at once.
+const STREAM_SEND_BUFFER: usize = 16 * 1024;
+
+/// What one HTTP/2 stream, and all streams of a connection, may send us unread: request bodies only.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// HTTP/2 pings find a peer that vanished without a word.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams a peer may open and reset before we have looked at them (CVE-2023-44487).
+const PENDING_RESETS: usize = 20;
+
+/// How connections of one listener end.
+#[derive(Clone, Default)]
+pub struct Closing {
+    /// Stop accepting; close what is idle, let running requests finish.
+    pub graceful: CancellationToken,
+    /// End every connection now.
+    pub now: CancellationToken,
+    /// All connections.
+    pub tracker: TaskTracker,
+}
+
+/// Binds an address with `SO_REUSEADDR`, so that a restart need not wait for old connections.
+///
+/// # Errors
+/// As the system says: in use, not permitted, no such address.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]:8080` beside `0.0.0.0:8080` must be possible.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// What every connection of a listener shares.
+pub struct Serving {
+    /// The handlers.
+    pub router: Router,
+    /// Timeouts and bounds.
+    pub settings: Server,
+    /// How long a peer may take nothing of what is sent to it.
+    pub write_timeout: Duration,
+    /// Places for connections, shared by all public listeners.
+    pub places: Arc<Semaphore>,
+    /// Where connections are counted.
+    pub metrics: Arc<Metrics>,
+    /// How connections end.
+    pub closing: Closing,
+}
+
+/// Accepts until told to stop. Connections run on until [`Closing`] ends them.
+pub async fn accept(listener: TcpListener, serving: Arc<Serving>) {
+    let closing = &serving.closing;
+    loop {
+        let place = tokio::select! {
+            biased;
+            () = closing.graceful.cancelled() => return,
+            place = serving.places.clone().acquire_owned() => place,
+        };
+        let Ok(place) = place else { return };
+        let accepted = tokio::select! {
+            biased;
+            () = closing.graceful.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let serving = serving.clone();
+                closing.tracker.spawn(async move {
+                    let _counted = serving.metrics.connection_opened();
+                    tokio::select! {
+                        biased;
+                        () = serving.closing.now.cancelled() => {}
+                        result = connection(stream, peer, &serving) => {
+                            if let Err(error) = result {
+                                tracing::debug!(%peer, %error, "connection ended");
+                            }
+                        }
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connection(stream: TcpStream, peer: SocketAddr, serving: &Serving) -> Result<(), Error> {
+    tune(&stream, &serving.settings)?;
+    let mut stream = stream;
+    let first_bytes = sniff(&mut stream);
+    let (head, is_http2) = tokio::time::timeout(serving.settings.first_byte_timeout, first_bytes)
+        .await
+        .map_err(|_| "nothing was sent")??;
+    if head.is_empty() {
+        return Ok(());
+    }
+    let in_flight = Arc::new(AtomicU32::new(0));
+    let header_timeout = (!is_http2).then_some(serving.settings.header_timeout);
+    let io = Guarded::new(
+        stream,
+        head,
+        in_flight.clone(),
+        header_timeout,
+        serving.write_timeout,
+    );
+    let router = serving.router.clone();
+    let service = service_fn(move |request| {
+        respond(router.clone(), peer, request, InFlight::new(&in_flight))
+    });
+    let io = TokioIo::new(io);
+    let graceful = serving.closing.graceful.cancelled();
+    if is_http2 {
+        let connection = http2_builder(serving).serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => return Ok(result?),
+            () = graceful => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await?;
+    } else {
+        let connection = http1_builder(&serving.settings).serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => return Ok(result?),
+            () = graceful => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await?;
+    }
+    Ok(())
+}
+
+fn tune(stream: &TcpStream, settings: &Server) -> io::Result<()> {
+    // A token is written when it comes, not when there are enough of them.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    // What the kernel has taken but not sent is text that a stopped reader can no longer hold back.
+    let unsent = u32::try_from(settings.notsent_lowat).unwrap_or(u32::MAX);
+    socket.set_tcp_notsent_lowat(unsent)?;
+    if let Some(bytes) = settings.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    Ok(())
+}
+
+/// Reads until it is clear which protocol the peer speaks. What was read comes back with the verdict;
+/// nothing at all means that the peer left.
+async fn sniff(stream: &mut TcpStream) -> io::Result<(Bytes, bool)> {
+    let mut head = Vec::with_capacity(PREFACE.len());
+    loop {
+        let mut next = [0; PREFACE.len()];
+        let wanted = PREFACE.len() - head.len();
+        let read = stream.read(&mut next[..wanted]).await?;
+        head.extend_from_slice(&next[..read]);
+        let may_be_http2 = PREFACE.starts_with(&head);
+        if read == 0 || !may_be_http2 || head.len() == PREFACE.len() {
+            let is_http2 = may_be_http2 && head.len() == PREFACE.len();
+            return Ok((head.into(), is_http2));
+        }
+    }
+}
+
+fn http1_builder(settings: &Server) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // Runs while a kept-alive connection waits for its next request; the time for headers alone
+        // is kept by `Guarded`.
+        .header_read_timeout(settings.idle_timeout)
+        .max_buf_size(settings.max_header_bytes)
+        .pipeline_flush(true);
+    builder
+}
+
+fn http2_builder(serving: &Serving) -> http2::Builder<Tracked> {
+    let mut builder = http2::Builder::new(Tracked(serving.closing.tracker.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buf_size(STREAM_SEND_BUFFER)
+        .max_concurrent_streams(serving.settings.max_streams_per_connection.get())
+        .max_header_list_size(u32::try_from(serving.settings.max_header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// Runs HTTP/2's stream tasks on the tracker, so that a shutdown waits for them.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+async fn respond(
+    mut router: Router,
+    peer: SocketAddr,
+    mut request: Request<Incoming>,
+    in_flight: InFlight,
+) -> Result<Response<Body>, std::convert::Infallible> {
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let response = router.call(request).await?;
+    Ok(response.map(|body| Body::new(in_flight.until_end_of(body))))
+}

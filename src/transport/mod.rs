@@ -1,0 +1,12 @@
+//! Sockets: bytes in, bytes out.
+//!
+//! `listen` accepts and bounds connections, `http` maps paths to gateway calls, `tokens` is where
+//! the connection's room for a frame becomes demand for tokens.
+
+mod assets;
+pub mod config;
+mod guard;
+pub mod http;
+pub mod listen;
+mod rpc;
+mod tokens;

@@ -1,0 +1,146 @@
+//! JSON-RPC over HTTP: one body in, replies out, together or as they come.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use std::pin::Pin;
+use tokio_stream::{Stream, StreamExt, StreamMap};
+
+use super::http::{Context, as_model, document, read, write_tokens};
+use super::tokens::TokenBody;
+use crate::generation::{Failure, RequestId};
+use crate::telemetry::Route;
+use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply};
+use crate::wire::{self, Call, models, tokenize};
+
+type Replies = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+
+/// `GET /rpc/openrpc.json`.
+pub(super) async fn openrpc() -> Response {
+    document(wire::JSON, Bytes::from_static(jsonrpc::OPENRPC.as_bytes()))
+}
+
+/// `POST /rpc`.
+pub(super) async fn handle(State(context): State<Context>, request: Request) -> Response {
+    let parsed = read(&context, request, |body, head| {
+        Ok(jsonrpc::parse(body, head))
+    })
+    .await;
+    let (Incoming { items, framing }, id) = match parsed {
+        Ok(incoming) => incoming,
+        Err((failure, id)) => {
+            context.gateway.record_refusal(Route::Rpc, &id, &failure);
+            let mut out = BytesMut::new();
+            Reply::unknown().failure(&failure, &mut out);
+            return document(wire::JSON, out.freeze());
+        }
+    };
+    let mut replies = StreamMap::new();
+    let mut expects_reply = false;
+    for (index, item) in items.into_iter().enumerate() {
+        expects_reply |= !item.reply.is_notification();
+        replies.insert(index, begin(&context, item, &id).await);
+    }
+    if framing == Framing::Lines {
+        let mut response = Response::new(Body::from_stream(
+            replies.map(|(_, bytes)| Ok::<_, std::convert::Infallible>(bytes)),
+        ));
+        let headers = response.headers_mut();
+        let content_type = HeaderValue::from_static(framing.content_type());
+        headers.insert(header::CONTENT_TYPE, content_type);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        return response;
+    }
+    // Each of these streams gives one whole reply; they are put together as they come.
+    let (before, between, after) = framing.around();
+    let mut out = BytesMut::from(before);
+    let mut count = 0;
+    while let Some((_, bytes)) = replies.next().await {
+        if bytes.is_empty() {
+            continue;
+        }
+        if count > 0 {
+            out.extend_from_slice(between.as_bytes());
+        }
+        out.extend_from_slice(&bytes);
+        count += 1;
+    }
+    if !expects_reply {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    out.extend_from_slice(after.as_bytes());
+    document(framing.content_type(), out.freeze())
+}
+
+/// Begins one call: its reply, or what it streams.
+async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
+    let Item { reply, work } = item;
+    let method = match work {
+        Ok(method) => method,
+        Err(fault) => {
+            context
+                .gateway
+                .record_refusal(Route::Rpc, id, fault.failure());
+            return once(|out| reply.fault(&fault, out));
+        }
+    };
+    match method {
+        Method::Chat(call) | Method::Complete(call) => generate(context, call).await,
+        Method::Models => {
+            let cards = context.gateway.models();
+            let list: Vec<_> = cards.iter().map(as_model).collect();
+            once(|out| reply.result(out, |out| models::write_list(&list, out)))
+        }
+        Method::Tokenize(asked) => {
+            let mut tokens = BytesMut::new();
+            let result = write_tokens(&context.gateway, &asked, &mut tokens).await;
+            result_or_failure(&reply, result.map(|()| tokens))
+        }
+        Method::Detokenize(asked) => {
+            let pieces = context.gateway.pieces(&asked.model, &asked.tokens);
+            result_or_failure(
+                &reply,
+                pieces.map(|pieces| {
+                    let mut out = BytesMut::new();
+                    tokenize::write_content(&pieces, &mut out);
+                    out
+                }),
+            )
+        }
+        Method::Cancel(id) => {
+            let count = context.gateway.cancel(&id);
+            once(|out| reply.result(out, |out| jsonrpc::write_cancelled(count, out)))
+        }
+        Method::Ping => once(|out| reply.result(out, jsonrpc::write_pong)),
+    }
+}
+
+async fn generate(context: &Context, call: Call) -> Replies {
+    let Call { request, answer } = call;
+    let model = context.gateway.served_name(&request.model);
+    match context.gateway.generate(request, Route::Rpc).await {
+        Ok(stream) => {
+            let encoder = answer.encoder(&model);
+            Box::pin(TokenBody::new(stream, encoder, answer, context.keep_alive))
+        }
+        Err(failure) => once(|out| {
+            answer.refuse(&failure, out);
+        }),
+    }
+}
+
+fn result_or_failure(reply: &Reply, result: Result<BytesMut, Failure>) -> Replies {
+    once(|out| match result {
+        Ok(bytes) => reply.result(out, |out| out.extend_from_slice(&bytes)),
+        Err(failure) => reply.failure(&failure, out),
+    })
+}
+
+fn once(write: impl FnOnce(&mut BytesMut)) -> Replies {
+    let mut out = BytesMut::new();
+    write(&mut out);
+    Box::pin(tokio_stream::once(out.freeze()))
+}

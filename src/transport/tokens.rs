@@ -1,0 +1,173 @@
+//! A token stream as the body of a response.
+//!
+//! The body is asked for a frame only when the connection has room for one, and only then takes
+//! tokens off the rings: this is where pressure on the socket becomes pressure on the engine.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame};
+use tokio::time::{Instant, Sleep};
+use tokio_stream::Stream;
+
+use crate::generation::{Burst, TokenStream};
+use crate::wire::{Answer, Encoder, Refusal};
+
+/// First size of a body's buffer. Frames are cut off its front; a stream of single tokens allocates
+/// once in about twenty of them, and an idle stream holds no more than this.
+const BUFFER: usize = 4 * 1024;
+
+/// A stream of frames: one per burst.
+pub(super) struct TokenBody {
+    stream: TokenStream,
+    burst: Burst,
+    /// Whether `burst` holds events that were not encoded yet.
+    primed: bool,
+    encoder: Box<dyn Encoder>,
+    answer: Box<dyn Answer>,
+    out: BytesMut,
+    keep_alive: Duration,
+    quiet_since: Instant,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+/// What is known after the first wait.
+pub(super) enum First {
+    /// Something to send, or long silence: the answer can begin.
+    Begins(TokenBody),
+    /// The first thing that happened is a failure; `Bytes` is the whole answer.
+    Refused(Refusal, Bytes, crate::generation::Failure),
+}
+
+impl TokenBody {
+    pub(super) fn new(
+        stream: TokenStream,
+        encoder: Box<dyn Encoder>,
+        answer: Box<dyn Answer>,
+        keep_alive: Duration,
+    ) -> Self {
+        Self {
+            stream,
+            burst: Burst::new(),
+            primed: false,
+            encoder,
+            answer,
+            out: BytesMut::new(),
+            keep_alive,
+            quiet_since: Instant::now(),
+            alarm: None,
+        }
+    }
+
+    /// The answer's content type.
+    pub(super) fn content_type(&self) -> &'static str {
+        self.encoder.content_type()
+    }
+
+    /// Waits for the first events, so that a failure can still choose the status. A streamed answer
+    /// begins anyway after one keep-alive interval: idle limits of clients and proxies would cut a
+    /// long silence.
+    pub(super) async fn first(mut self) -> First {
+        if self.answer.streamed() {
+            let wait = self.stream.burst(&mut self.burst);
+            if tokio::time::timeout(self.keep_alive, wait).await.is_ok() {
+                self.primed = true;
+            }
+        } else {
+            // One document: everything is gathered before anything is sent.
+            let mut document = BytesMut::new();
+            while self.stream.burst(&mut self.burst).await {
+                if self.burst.failure().is_some() {
+                    break;
+                }
+                self.encoder.encode(&self.burst, &mut document);
+            }
+            self.out = document;
+        }
+        match self.burst.failure().cloned() {
+            Some(failure) if self.burst.tokens() == 0 || !self.answer.streamed() => {
+                let mut out = BytesMut::new();
+                let refusal = self.answer.refuse(&failure, &mut out);
+                First::Refused(refusal, out.freeze(), failure)
+            }
+            _ => First::Begins(self),
+        }
+    }
+
+    /// The gathered document of an answer that is not streamed.
+    pub(super) fn into_document(self) -> Bytes {
+        self.out.freeze()
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if !std::mem::take(&mut self.primed) {
+                match self.stream.poll_burst(cx, &mut self.burst) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(None),
+                    Poll::Pending => return self.poll_keep_alive(cx),
+                }
+            }
+            if self.out.capacity() == 0 {
+                self.out.reserve(BUFFER);
+            }
+            match self.burst.failure() {
+                Some(failure) if !self.answer.streamed() => {
+                    self.answer.refuse(failure, &mut self.out);
+                }
+                _ => self.encoder.encode(&self.burst, &mut self.out),
+            }
+            if !self.out.is_empty() {
+                self.quiet_since = Instant::now();
+                return Poll::Ready(Some(self.out.split().freeze()));
+            }
+        }
+    }
+
+    /// Sends a sign of life when nothing has gone out for a while. One timer per stream, moved only
+    /// when it rings: tokens do not touch it.
+    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let due = self.quiet_since + self.keep_alive;
+            let alarm = self
+                .alarm
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if due <= now {
+                self.quiet_since = now;
+                self.encoder.keep_alive(&mut self.out);
+                if !self.out.is_empty() {
+                    alarm.as_mut().reset(now + self.keep_alive);
+                    return Poll::Ready(Some(self.out.split().freeze()));
+                }
+            }
+            alarm.as_mut().reset(self.quiet_since + self.keep_alive);
+        }
+    }
+}
+
+impl Stream for TokenBody {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.poll_bytes(cx)
+    }
+}
+
+impl Body for TokenBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.poll_bytes(cx)
+            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
