@@ -2,6 +2,10 @@
 //!
 //! Criterion's `time` is nanoseconds per event (a burst's time divided by its events). Bytes and
 //! allocations per event are printed first; after the first burst no format may allocate at all.
+#![expect(
+    clippy::print_stdout,
+    reason = "allocations are counted beside the times"
+)]
 
 use std::hint::black_box;
 use std::time::Instant;

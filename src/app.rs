@@ -158,7 +158,8 @@ impl App {
         let lag = self.drain.lag.min(self.drain.timeout);
         tokio::time::sleep(lag).await;
         self.gateway.enter(Phase::Closed);
-        let cut = self.gateway.finish_streams(self.drain.timeout - lag).await;
+        let left = self.drain.timeout.saturating_sub(lag);
+        let cut = self.gateway.finish_streams(left).await;
         if cut > 0 {
             tracing::warn!(streams = cut, "drain.timeout passed; streams were cut off");
         }

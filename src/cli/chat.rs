@@ -2,6 +2,7 @@
 //!
 //! A prompt gives one answer: live text with a line of figures on a terminal, bare text to a pipe,
 //! one JSON object a line with `--json`. Without a prompt a terminal gets a conversation.
+#![expect(clippy::print_stderr, reason = "a command that talks to a person")]
 
 mod interactive;
 mod reply;

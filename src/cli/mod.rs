@@ -1,4 +1,8 @@
 //! The command line: what can be asked of the program.
+#![expect(
+    clippy::print_stderr,
+    reason = "errors of a command are for who ran it"
+)]
 
 pub mod chat;
 pub mod check;

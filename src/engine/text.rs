@@ -48,7 +48,7 @@ impl TextAssembler {
             let hit = self
                 .stops
                 .iter_mut()
-                .filter_map(|stop| stop.step(byte).then(|| stop.text.len()))
+                .filter_map(|stop| stop.step(byte).then_some(stop.text.len()))
                 .max();
             if let Some(len) = hit {
                 self.held.truncate(self.held.len() - len);

@@ -45,6 +45,7 @@ pub struct TokenLogprob<'a> {
 
 impl<'a> TokenLogprob<'a> {
     /// The likeliest tokens at this position, likeliest first.
+    #[must_use]
     pub fn top(&self) -> impl ExactSizeIterator<Item = TokenLogprob<'a>> + use<'a> {
         self.burst.entries(&self.burst.alternatives, self.top)
     }
@@ -59,6 +60,7 @@ pub struct Scored<'a> {
 
 impl<'a> Scored<'a> {
     /// The tokens, in order.
+    #[must_use]
     pub fn iter(self) -> impl ExactSizeIterator<Item = TokenLogprob<'a>> + use<'a> {
         self.burst.entries(&self.burst.scored, self.range)
     }

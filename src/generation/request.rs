@@ -50,7 +50,7 @@ pub struct Caller {
     pub address: Option<IpAddr>,
 }
 
-/// Who speaks in a chat message. Unknown roles are passed to the template as they are.
+/// Who speaks in a chat message, as the template is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Role(pub String);
 
@@ -168,7 +168,7 @@ pub struct Sampling {
     pub dry: Option<Dry>,
     /// XTC: now and then exclude the likeliest tokens.
     pub xtc: Option<Xtc>,
-    /// Mirostat 2 (arXiv 2007.14966); replaces top_k, top_p, min_p, typical and XTC when present.
+    /// Mirostat 2 (arXiv 2007.14966); replaces `top_k`, `top_p`, `min_p`, typical and XTC when present.
     pub mirostat: Option<Mirostat>,
     /// Added to the logits of these token ids; -100 or less bans the token.
     #[serde(default)]

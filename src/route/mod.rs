@@ -13,7 +13,7 @@ use crate::generation::{
 use crate::telemetry::{Metrics, ModelMetrics};
 
 /// How long a one-token generation may take before a model counts as broken.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
+const PROBE_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Where one model stands.
 #[derive(Clone)]

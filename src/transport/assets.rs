@@ -1,6 +1,6 @@
 //! The page, from the binary.
 //!
-//! Each file has an ETag of its contents, so a browser asks each time and downloads once. Nothing is
+//! Each file has an `ETag` of its contents, so a browser asks each time and downloads once. Nothing is
 //! loaded from elsewhere, and the policy says so to the browser.
 
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -220,7 +220,7 @@ mod tests {
             Bytes::from_static(b"GET"),
             in_flight.clone(),
             Some(Duration::from_secs(5)),
-            Duration::from_secs(60),
+            Duration::from_mins(1),
         )
     }
 
@@ -254,7 +254,7 @@ mod tests {
         io.read_exact(&mut head).await.unwrap();
         let request = InFlight::new(&in_flight);
         let later = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
             peer.write_all(b"G").await.unwrap();
             peer
         });

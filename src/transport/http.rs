@@ -50,7 +50,6 @@ pub struct Context {
 }
 
 /// The public paths.
-#[must_use]
 pub fn router(context: Context) -> Router {
     let paths = Router::new()
         .route("/v1/chat/completions", post(chat))

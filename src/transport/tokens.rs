@@ -34,6 +34,10 @@ pub(super) struct TokenBody {
 }
 
 /// What is known after the first wait.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one statement; a box would cost every request an allocation"
+)]
 pub(super) enum First {
     /// Something to send, or long silence: the answer can begin.
     Begins(TokenBody),

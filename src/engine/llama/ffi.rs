@@ -76,11 +76,10 @@ pub(super) fn backend(numa: Numa) -> Result<&'static LlamaBackend, LlamaError> {
     BACKEND
         .get_or_init(|| {
             // SAFETY: the callback is a plain function that lives for ever and uses no user data.
-            // Both loggers are global to the library; they are set before anything else is called.
-            unsafe {
-                sys::llama_log_set(Some(log_line), std::ptr::null_mut());
-                sys::ggml_log_set(Some(log_line), std::ptr::null_mut());
-            }
+            // The logger is global to the library; it is set before anything else is called.
+            unsafe { sys::llama_log_set(Some(log_line), std::ptr::null_mut()) };
+            // SAFETY: as above; ggml has a logger of its own.
+            unsafe { sys::ggml_log_set(Some(log_line), std::ptr::null_mut()) };
             match numa {
                 Numa::Off => LlamaBackend::init(),
                 Numa::Distribute => LlamaBackend::init_numa(NumaStrategy::DISTRIBUTE),
@@ -204,13 +203,11 @@ impl Context {
 
         take_errors();
         // SAFETY: `LlamaModel` is `repr(transparent)` over a non-null `llama_model` pointer (checked
-        // by the size assertion below, and the crate's version is pinned). The model outlives the
-        // context because `Self` holds the `Arc`. The abort flag does too.
-        let raw = unsafe {
-            let model_pointer: *mut sys::llama_model =
-                Arc::as_ptr(&model).cast::<*mut sys::llama_model>().read();
-            sys::llama_init_from_model(model_pointer, raw_params)
-        };
+        // by the size assertion below, and the crate's version is pinned).
+        let model_pointer = unsafe { Arc::as_ptr(&model).cast::<*mut sys::llama_model>().read() };
+        // SAFETY: a live model, which outlives the context because `Self` holds the `Arc`; the abort
+        // flag that the parameters point to does too.
+        let raw = unsafe { sys::llama_init_from_model(model_pointer, raw_params) };
         let raw = NonNull::new(raw).ok_or_else(|| LlamaError::Context(take_errors()))?;
         let mut context = Self {
             // SAFETY: `raw` is a live context.
@@ -251,12 +248,6 @@ impl Context {
             self.pool = Some(pool);
         }
         Ok(())
-    }
-
-    /// Cells per sequence that the context really has (llama.cpp rounds up).
-    pub(super) fn cells_per_sequence(&self) -> u32 {
-        // SAFETY: a live context.
-        unsafe { sys::llama_n_ctx_seq(self.raw.as_ptr()) }
     }
 
     /// Computes the rows of `batch`. Their logits are readable until the next call.
@@ -353,13 +344,12 @@ struct ThreadPool(NonNull<sys::ggml_threadpool>);
 
 impl ThreadPool {
     fn new(threads: u32, poll: u32) -> Result<Self, LlamaError> {
-        // SAFETY: plain structs by value; ggml copies what it needs of the parameters.
-        let pool = unsafe {
-            let mut params = sys::ggml_threadpool_params_default(signed(threads));
-            params.poll = poll.min(100);
-            sys::ggml_threadpool_new(&raw mut params)
-        };
-        NonNull::new(pool)
+        // SAFETY: returns a plain struct by value.
+        let mut team = unsafe { sys::ggml_threadpool_params_default(signed(threads)) };
+        team.poll = poll.min(100);
+        // SAFETY: ggml copies what it needs of the parameters.
+        let raw = unsafe { sys::ggml_threadpool_new(&raw mut team) };
+        NonNull::new(raw)
             .map(Self)
             .ok_or(LlamaError::Threads(threads))
     }
@@ -413,11 +403,6 @@ impl Batch {
         self.sequences.push(signed(sequence));
         self.outputs.push(i8::from(wants_logits));
         self.tokens.len() - 1
-    }
-
-    /// Rows so far.
-    pub(super) fn len(&self) -> usize {
-        self.tokens.len()
     }
 
     /// Whether there are no rows.

@@ -1,20 +1,21 @@
 //! From a GGUF to a running engine: check, map, size, start.
 
 use std::fs::File;
-use std::io::{self, BufReader, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
 use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
-use super::gguf::{self, GgufError};
+use super::gguf::{self, GgufError, Summary};
 use super::template::ChatTemplate;
 use super::vocab::Vocabulary;
-use super::worker::{self, Counters, Setup};
+use super::worker::{self, Counters, Job, Setup};
 use super::{LlamaEngine, Shared, default_threads};
 use crate::engine::Card;
 use crate::engine::config::{self, FlashAttention, KvLayout, KvType, Process, Settings};
@@ -93,6 +94,61 @@ pub(super) fn load(
     ring: usize,
     metrics: &Arc<ModelMetrics>,
 ) -> Result<Arc<LlamaEngine>, LoadError> {
+    let (model, summary) = map(name, weights, settings, process)?;
+    let model = Arc::new(model);
+    let vocabulary = Arc::new(Vocabulary::new(model.clone(), summary.tokenizer == "gpt2"));
+    let template = template(
+        name,
+        settings,
+        summary.chat_template.as_deref(),
+        &vocabulary,
+    )?;
+    let params = context_params(settings, &model);
+    let running = start(name, settings, &params, &model, &vocabulary, metrics)?;
+    tracing::info!(
+        model = name,
+        architecture = summary.architecture.as_str(),
+        weights = summary.weights.as_str(),
+        context = params.cells,
+        parallel = params.sequences,
+        threads = params.threads,
+        "model loaded"
+    );
+    Ok(Arc::new(LlamaEngine {
+        thread: running.join.thread().clone(),
+        inbox: running.inbox,
+        join: Mutex::new(Some(running.join)),
+        counters: running.counters,
+        stopping: running.stopping,
+        abort: running.abort,
+        kv_capacity: kv_cells(&params),
+        places: settings.parallel.saturating_add(settings.waiting),
+        ring: u32::try_from(ring).unwrap_or(u32::MAX),
+        shared: Arc::new(Shared {
+            card: Card {
+                name: name.into(),
+                created: crate::engine::unix_seconds(),
+                context: params.cells,
+                vocabulary: u32::try_from(vocabulary.len()).unwrap_or(u32::MAX),
+                context_trained: Some(model.n_ctx_train()),
+                parameters: Some(model.n_params()),
+                bytes: Some(model.size()),
+            },
+            sampling: settings.sampling.clone(),
+            breakers: Mutex::new(None),
+            template,
+            vocabulary,
+        }),
+    }))
+}
+
+/// Checks a GGUF and lets llama.cpp map it.
+fn map(
+    name: &str,
+    weights: &Weights,
+    settings: &Settings,
+    process: &Process,
+) -> Result<(LlamaModel, Summary), LoadError> {
     let backend = ffi::backend(match process.numa {
         config::Numa::Off => Numa::Off,
         config::Numa::Distribute => Numa::Distribute,
@@ -108,7 +164,7 @@ pub(super) fn load(
     };
     let mut file = open(weights).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
-    let summary = gguf::check(BufReader::new(&file), length).map_err(|source| LoadError::Gguf {
+    let summary = gguf::check(&file, length).map_err(|source| LoadError::Gguf {
         path: label.clone(),
         source,
     })?;
@@ -120,30 +176,39 @@ pub(super) fn load(
     // By descriptor: what was checked is what is loaded, whatever happens to the path meanwhile.
     let path = descriptor_path(&file);
     ffi::take_errors();
-    let model = LlamaModel::load_from_file(backend, &path, &model_params(name, settings)).map_err(
-        |error| {
-            let lines = ffi::take_errors();
-            LoadError::Llama {
-                path: label.clone(),
-                reason: if lines.is_empty() {
-                    error.to_string()
-                } else {
-                    lines.join("; ")
-                },
-            }
-        },
-    )?;
-    let model = Arc::new(model);
-    let is_bpe = summary.tokenizer == "gpt2";
-    let vocabulary = Arc::new(Vocabulary::new(model.clone(), is_bpe));
-    let template = template(
-        name,
-        settings,
-        summary.chat_template.as_deref(),
-        &vocabulary,
-    )?;
+    let model = LlamaModel::load_from_file(backend, &path, &model_params(name, settings));
+    let model = model.map_err(|error| {
+        let lines = ffi::take_errors();
+        LoadError::Llama {
+            path: label.clone(),
+            reason: if lines.is_empty() {
+                error.to_string()
+            } else {
+                lines.join("; ")
+            },
+        }
+    })?;
+    Ok((model, summary))
+}
 
-    let params = context_params(settings, &model);
+/// A started engine thread and the ends that its handle keeps.
+struct Running {
+    inbox: mpsc::SyncSender<Vec<Job>>,
+    join: JoinHandle<()>,
+    counters: Arc<Counters>,
+    stopping: Arc<AtomicBool>,
+    abort: Arc<AtomicBool>,
+}
+
+/// Starts the engine thread, which makes the context and owns it; returns when it is ready.
+fn start(
+    name: &str,
+    settings: &Settings,
+    params: &ContextParams,
+    model: &Arc<LlamaModel>,
+    vocabulary: &Vocabulary,
+    metrics: &Arc<ModelMetrics>,
+) -> Result<Running, LoadError> {
     let counters = Arc::new(Counters::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let abort = Arc::new(AtomicBool::new(false));
@@ -156,83 +221,57 @@ pub(super) fn load(
             *flag = true;
         }
     }
+    let decode_rows = if params.unified && gpu_layers(settings) == 0 {
+        UNIFIED_CPU_ROWS.min(params.batch)
+    } else {
+        params.batch
+    };
+    let prefill_chunk = settings.prefill_chunk;
+    let shared = (counters.clone(), stopping.clone(), abort.clone());
+    let (params, model, metrics) = (params.clone(), model.clone(), metrics.clone());
     let join = std::thread::Builder::new()
         .name(format!("engine-{name}"))
-        .spawn({
-            let (counters, stopping, abort) = (counters.clone(), stopping.clone(), abort.clone());
-            let (params, model, metrics) = (params.clone(), model.clone(), metrics.clone());
-            let gpu = gpu_layers(settings) > 0;
-            let prefill_chunk = settings.prefill_chunk;
-            move || {
-                let context = match Context::new(model, &params, abort) {
-                    Ok(context) => context,
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                        return;
-                    }
-                };
-                let context_cells = context.cells_per_sequence();
-                let setup = Setup {
-                    context,
-                    inbox: work,
-                    counters,
-                    metrics,
-                    stopping,
-                    cells: u64::from(params.cells) * u64::from(params.sequences),
-                    sequences: params.sequences,
-                    decode_rows: if params.unified && !gpu {
-                        UNIFIED_CPU_ROWS.min(params.batch)
-                    } else {
-                        params.batch
-                    },
-                    prefill_chunk,
-                    batch: params.batch,
-                    one_prompt_per_call: params.unified,
-                    eog: eog.into(),
-                };
-                let _ = ready.send(Ok(context_cells));
-                worker::run(setup);
-            }
+        .spawn(move || {
+            let (counters, stopping, abort) = shared;
+            let context = match Context::new(model, &params, abort) {
+                Ok(context) => context,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let setup = Setup {
+                context,
+                inbox: work,
+                counters,
+                metrics,
+                stopping,
+                cells: kv_cells(&params),
+                sequences: params.sequences,
+                decode_rows,
+                prefill_chunk,
+                batch: params.batch,
+                one_prompt_per_call: params.unified,
+                eog: eog.into(),
+            };
+            let _ = ready.send(Ok(()));
+            worker::run(setup);
         })
         .map_err(|error| LoadError::Engine(error.to_string()))?;
-    let cells = started
+    started
         .recv()
         .map_err(|_| LoadError::Engine("its thread ended".into()))??;
-    tracing::info!(
-        model = name,
-        architecture = summary.architecture.as_str(),
-        context = params.cells,
-        cells,
-        parallel = params.sequences,
-        threads = params.threads,
-        "model loaded"
-    );
-    Ok(Arc::new(LlamaEngine {
+    Ok(Running {
         inbox,
-        thread: join.thread().clone(),
-        join: Mutex::new(Some(join)),
+        join,
         counters,
         stopping,
         abort,
-        kv_capacity: u64::from(params.cells) * u64::from(params.sequences),
-        places,
-        ring: u32::try_from(ring).unwrap_or(u32::MAX),
-        shared: Arc::new(Shared {
-            card: Card {
-                name: name.into(),
-                created: crate::engine::unix_seconds(),
-                context: params.cells,
-                vocabulary: u32::try_from(vocabulary.len()).unwrap_or(u32::MAX),
-                context_trained: Some(model.n_ctx_train()),
-                parameters: Some(model.n_params()),
-                bytes: Some(model.size()),
-            },
-            breakers: Mutex::new(None),
-            sampling: settings.sampling.clone(),
-            template,
-            vocabulary,
-        }),
-    }))
+    })
+}
+
+fn kv_cells(params: &ContextParams) -> u64 {
+    u64::from(params.cells) * u64::from(params.sequences)
 }
 
 fn open(weights: &Weights) -> io::Result<File> {
@@ -330,12 +369,8 @@ fn template(
 }
 
 fn context_params(settings: &Settings, model: &LlamaModel) -> ContextParams {
-    let threads = settings
-        .threads
-        .map_or_else(default_threads, |threads| threads.into());
-    let threads_prefill = settings
-        .threads_prefill
-        .map_or(threads, |threads| threads.into());
+    let threads = settings.threads.map_or_else(default_threads, Into::into);
+    let threads_prefill = settings.threads_prefill.map_or(threads, Into::into);
     let cells = settings
         .context
         .map_or_else(|| model.n_ctx_train().min(DEFAULT_CONTEXT), u32::from);

@@ -34,6 +34,7 @@ use crate::generation::{
 };
 use crate::telemetry::ModelMetrics;
 
+pub use self::gguf::GgufError;
 pub use self::load::{LoadError, Weights};
 
 /// The demo model, a GGUF of 4.7 MB; `demo/README.md` tells how it was made.
@@ -161,7 +162,7 @@ impl LlamaEngine {
                     ring,
                     accepted,
                     queue_deadline,
-                    place,
+                    _place: place,
                 });
             }
         }
@@ -248,7 +249,7 @@ impl LlamaEngine {
 }
 
 fn invalid_sampling(error: SamplingError) -> Failure {
-    Failure::invalid(error.field, error.to_string())
+    Failure::invalid(error.field, error.message)
 }
 
 impl Shared {
@@ -279,14 +280,11 @@ impl Shared {
     /// Renders the conversation and tokenizes it. Control tokens come from the template alone: their
     /// texts inside a message stay text.
     fn tokenize_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
-        let texts = messages.iter().flat_map(|m| {
-            [
-                m.content.as_str(),
-                m.role.0.as_str(),
-                m.name.as_deref().unwrap_or(""),
-            ]
-        });
-        let guards = Guards::absent_from(texts).ok_or_else(|| {
+        let texts: Vec<_> = messages
+            .iter()
+            .flat_map(|m| [&*m.content, &*m.role.0, m.name.as_deref().unwrap_or("")])
+            .collect();
+        let guards = Guards::absent_from(&texts).ok_or_else(|| {
             Failure::invalid(
                 "messages",
                 "The messages contain nearly all Unicode noncharacters.",

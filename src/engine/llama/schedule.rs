@@ -98,11 +98,6 @@ impl Cells {
     pub(super) fn give_back(&mut self, count: u32) {
         self.promised = self.promised.saturating_sub(u64::from(count));
     }
-
-    /// Cells in all.
-    pub(super) fn capacity(&self) -> u64 {
-        self.capacity
-    }
 }
 
 #[cfg(test)]

@@ -70,11 +70,13 @@ impl ChatTemplate {
     pub(super) fn render(&self, messages: &[Message]) -> Result<String, Error> {
         let list: Vec<Value> = messages
             .iter()
-            .map(|message| match &message.name {
-                Some(name) => context! {
-                    role => &message.role.0, content => &message.content, name => name
-                },
-                None => context! { role => &message.role.0, content => &message.content },
+            .map(|message| {
+                let (role, content) = (&message.role.0, &message.content);
+                if let Some(name) = &message.name {
+                    context! { role, content, name }
+                } else {
+                    context! { role, content }
+                }
             })
             .collect();
         let held: usize = messages.iter().map(|message| message.content.len()).sum();
@@ -117,6 +119,10 @@ impl io::Write for Capped {
 }
 
 /// JSON as Hugging Face's filter writes it: Python's separators, nothing escaped for HTML.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that minijinja gives filters"
+)]
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     match indent {

@@ -19,7 +19,6 @@ const PIECE_BYTES: usize = 64 * 1024;
 
 /// A model's vocabulary.
 pub(super) struct Vocabulary {
-    model: Arc<LlamaModel>,
     bytes: Vec<u8>,
     /// Token `t` is `bytes[ends[t - 1]..ends[t]]`.
     ends: Vec<u32>,
@@ -33,6 +32,7 @@ pub(super) struct Vocabulary {
     control: Option<AhoCorasick>,
     /// Whether text is cut by a regular expression before merging.
     is_bpe: bool,
+    model: Arc<LlamaModel>,
 }
 
 impl Vocabulary {
@@ -215,8 +215,9 @@ pub(super) struct Guards {
 
 impl Guards {
     /// A pair that none of `texts` contains; `None` if they contain nearly all of them.
-    pub(super) fn absent_from<'t>(texts: impl Iterator<Item = &'t str> + Clone) -> Option<Self> {
-        let mut free = ('\u{fdd0}'..='\u{fdef}').filter(|&c| !texts.clone().any(|t| t.contains(c)));
+    pub(super) fn absent_from(texts: &[&str]) -> Option<Self> {
+        let mut free = ('\u{fdd0}'..='\u{fdef}')
+            .filter(|&guard| !texts.iter().any(|text| text.contains(guard)));
         Some(Self {
             open: free.next()?,
             close: free.next()?,

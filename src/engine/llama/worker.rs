@@ -83,7 +83,8 @@ pub(super) struct Job {
     pub(super) accepted: Instant,
     /// Give up when not admitted by then.
     pub(super) queue_deadline: Option<(Instant, Duration)>,
-    pub(super) place: Place,
+    /// Held until the sequence ends.
+    pub(super) _place: Place,
 }
 
 impl Job {

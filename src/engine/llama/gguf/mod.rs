@@ -43,7 +43,7 @@ const MOST_ALIGNMENT: u32 = 1 << 20;
 
 /// What a sound file says about its model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
+pub(super) struct Summary {
     /// `general.architecture`, for example `llama`.
     pub architecture: String,
     /// `general.name`, when it says.
@@ -97,7 +97,7 @@ pub struct Summary {
 ///
 /// # Errors
 /// The first fact that makes the file unfit for the llama.cpp that is built in.
-pub fn check<R: Read + Seek>(reader: R, file_len: u64) -> Result<Summary, GgufError> {
+pub(super) fn check<R: Read + Seek>(reader: R, file_len: u64) -> Result<Summary, GgufError> {
     let mut source = Source::new(reader, file_len)?;
     let (tensor_count, key_count) = read_header(&mut source)?;
     let metadata = Metadata::read(&mut source, key_count)?;
