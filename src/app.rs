@@ -72,7 +72,8 @@ impl App {
             &config.limits,
         );
 
-        let public = Endpoint::open(&config.server.listen, &config, &metrics, |config| {
+        let counted = Some(metrics.clone());
+        let public = Endpoint::open(&config.server.listen, &config, counted, |config| {
             let context = Context {
                 gateway: gateway.clone(),
                 limits: wire::Limits {
@@ -86,7 +87,7 @@ impl App {
             let places = usize::try_from(config.server.max_connections.get()).unwrap_or(usize::MAX);
             (http::router(context), places.min(Semaphore::MAX_PERMITS))
         })?;
-        let ops = Endpoint::open(&config.ops.listen, &config, &metrics, |_| {
+        let ops = Endpoint::open(&config.ops.listen, &config, None, |_| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
             let streams = gateway.clone();
             let render = move || {
@@ -175,7 +176,7 @@ impl Endpoint {
     fn open(
         listen: &[SocketAddr],
         config: &Config,
-        metrics: &Arc<Metrics>,
+        metrics: Option<Arc<Metrics>>,
         serve: impl FnOnce(&Config) -> (Router, usize),
     ) -> anyhow::Result<Self> {
         let (router, places) = serve(config);
@@ -187,7 +188,7 @@ impl Endpoint {
             // that a reader who comes back late is still told why.
             write_timeout: config.stream.stall_timeout * 2,
             places: Arc::new(Semaphore::new(places)),
-            metrics: metrics.clone(),
+            metrics,
             closing: closing.clone(),
         });
         let mut addresses = Vec::new();

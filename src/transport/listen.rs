@@ -100,8 +100,8 @@ pub struct Serving {
     pub write_timeout: Duration,
     /// Places for connections, shared by all public listeners.
     pub places: Arc<Semaphore>,
-    /// Where connections are counted.
-    pub metrics: Arc<Metrics>,
+    /// Where connections are counted, if they are.
+    pub metrics: Option<Arc<Metrics>>,
     /// How connections end.
     pub closing: Closing,
 }
@@ -125,7 +125,7 @@ pub async fn accept(listener: TcpListener, serving: Arc<Serving>) {
             Ok((stream, peer)) => {
                 let serving = serving.clone();
                 closing.tracker.spawn(async move {
-                    let _counted = serving.metrics.connection_opened();
+                    let _counted = serving.metrics.as_ref().map(|metrics| metrics.connection_opened());
                     tokio::select! {
                         biased;
                         () = serving.closing.now.cancelled() => {}
@@ -230,8 +230,9 @@ fn http1_builder(settings: &Server) -> http1::Builder {
         // Runs while a kept-alive connection waits for its next request; the time for headers alone
         // is kept by `Guarded`.
         .header_read_timeout(settings.idle_timeout)
-        .max_buf_size(settings.max_header_bytes)
-        .pipeline_flush(true);
+        // Of what we write, too: a full buffer is what stops a body from being asked for more. For the
+        // same reason `pipeline_flush` stays off, which lifts this bound.
+        .max_buf_size(settings.max_header_bytes);
     builder
 }
 

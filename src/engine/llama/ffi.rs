@@ -405,6 +405,11 @@ impl Batch {
         self.tokens.len() - 1
     }
 
+    /// Rows so far.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
     /// Whether there are no rows.
     pub(super) fn is_empty(&self) -> bool {
         self.tokens.is_empty()

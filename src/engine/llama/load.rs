@@ -143,7 +143,7 @@ pub(super) fn load(
 }
 
 /// Checks a GGUF and lets llama.cpp map it.
-fn map(
+pub(super) fn map(
     name: &str,
     weights: &Weights,
     settings: &Settings,
@@ -368,7 +368,7 @@ fn template(
         .map_err(LoadError::Template)
 }
 
-fn context_params(settings: &Settings, model: &LlamaModel) -> ContextParams {
+pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> ContextParams {
     let threads = settings.threads.map_or_else(default_threads, Into::into);
     let threads_prefill = settings.threads_prefill.map_or(threads, Into::into);
     let cells = settings

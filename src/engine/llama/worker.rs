@@ -84,7 +84,7 @@ pub(super) struct Job {
     /// Give up when not admitted by then.
     pub(super) queue_deadline: Option<(Instant, Duration)>,
     /// Held until the sequence ends.
-    pub(super) _place: Place,
+    pub(super) place: Option<Place>,
 }
 
 impl Job {
@@ -94,8 +94,15 @@ impl Job {
             .saturating_add(self.budget)
     }
 
-    fn fail(&self, failure: Failure) {
-        self.ring.end(End::Failed(failure));
+    /// Sets the end that its reader will see. Its place is free before: who has seen the end may come
+    /// with the next request at once.
+    fn end(&mut self, end: End) {
+        self.place = None;
+        self.ring.end(end);
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.end(End::Failed(failure));
         self.ring.wake();
     }
 }
@@ -233,7 +240,7 @@ impl Worker {
             }
         }
         let now = Instant::now();
-        self.waiting.retain(|job| {
+        self.waiting.retain_mut(|job| {
             if let Some((deadline, bound)) = job.queue_deadline
                 && now >= deadline
             {
@@ -431,10 +438,10 @@ impl Worker {
         for index in 0..self.rows.len() {
             let (id, row) = self.rows[index];
             let end = self.sample(id as usize, row, at);
-            if let Some(sequence) = &self.slots[id as usize]
+            if let Some(sequence) = &mut self.slots[id as usize]
                 && let Some(end) = end
             {
-                sequence.job.ring.end(end);
+                sequence.job.end(end);
             }
         }
         for index in 0..self.rows.len() {
@@ -490,7 +497,7 @@ impl Worker {
         };
         for index in 0..self.rows.len() {
             let id = self.rows[index].0 as usize;
-            if let Some(sequence) = &self.slots[id] {
+            if let Some(sequence) = &mut self.slots[id] {
                 sequence.job.fail(failure.clone());
             }
             self.free(id);
