@@ -19,6 +19,7 @@ use crate::gateway::{Gateway, Phase};
 use crate::generation::Watch;
 use crate::route::Registry;
 use crate::telemetry::{Metrics, ModelLoad, Scrape, Upkeep};
+use crate::transport::files;
 use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Serving};
 use crate::wire;
@@ -84,8 +85,7 @@ impl App {
                 body_timeout: config.server.body_timeout,
                 keep_alive: config.stream.keep_alive,
             };
-            let places = usize::try_from(config.server.max_connections.get()).unwrap_or(usize::MAX);
-            (http::router(context), places.min(Semaphore::MAX_PERMITS))
+            (http::router(context), connections(config))
         })?;
         let ops = Endpoint::open(&config.ops.listen, &config, None, |_| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
@@ -212,6 +212,22 @@ impl Endpoint {
             self.closing.tracker.wait().await;
         }
     }
+}
+
+/// Connections at once: what is configured, or as many as the system has open files for.
+fn connections(config: &Config) -> usize {
+    let wanted = u64::from(config.server.max_connections.get());
+    let room = files::make_room(wanted);
+    if room < wanted {
+        tracing::warn!(
+            max_connections = wanted,
+            room,
+            "the limit of open files (ulimit -n) is lower than server.max_connections"
+        );
+    }
+    usize::try_from(room)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS)
 }
 
 fn plans(config: &Config) -> Vec<Plan> {

@@ -14,15 +14,15 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Set one key, over file and environment; the value is TOML or plain text [repeatable]
+    /// Set one key, over file and environment; the value is TOML or plain text (repeatable)
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
 
-    /// Serve this GGUF file under this name, besides the models of the file [repeatable]
+    /// Serve this GGUF file under this name, besides the models of the file (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub model: Vec<String>,
 
-    /// Listen here for requests, instead of `server.listen` [repeatable]
+    /// Listen here for requests, instead of `server.listen` (repeatable)
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
 }

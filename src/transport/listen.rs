@@ -125,7 +125,10 @@ pub async fn accept(listener: TcpListener, serving: Arc<Serving>) {
             Ok((stream, peer)) => {
                 let serving = serving.clone();
                 closing.tracker.spawn(async move {
-                    let _counted = serving.metrics.as_ref().map(|metrics| metrics.connection_opened());
+                    let _counted = serving
+                        .metrics
+                        .as_ref()
+                        .map(|metrics| metrics.connection_opened());
                     tokio::select! {
                         biased;
                         () = serving.closing.now.cancelled() => {}

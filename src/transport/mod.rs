@@ -5,6 +5,7 @@
 
 mod assets;
 pub mod config;
+pub mod files;
 mod guard;
 pub mod http;
 pub mod listen;

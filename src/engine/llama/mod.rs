@@ -111,7 +111,9 @@ impl LlamaEngine {
             let most = self.places;
             return Err(Failure::invalid(
                 "n",
-                format!("This model serves at most {most} choices at once; this request is for {count}."),
+                format!(
+                    "This model serves at most {most} choices at once; this request is for {count}."
+                ),
             ));
         }
         let places = Place::take(&self.counters, count, self.places).ok_or_else(|| {
