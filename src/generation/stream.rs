@@ -4,10 +4,11 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
+use tokio::task::coop;
 
 use super::{
     Burst, Deadlines, Event, Failure, Finish, Kind, Outcome, Record, Recorder, RequestId, Usage,
@@ -88,6 +89,7 @@ impl TokenStream {
             waker: AtomicWaker::new(),
             cut: OnceLock::new(),
             handed_at: AtomicU64::new(0),
+            asked_at: AtomicU64::new(0),
             first_at: AtomicU64::new(0),
             last_at: AtomicU64::new(0),
             tokens: AtomicU32::new(0),
@@ -134,6 +136,8 @@ impl TokenStream {
         if self.watch.is_none() {
             return Poll::Ready(false);
         }
+        // A source that always has more must not keep its task from yielding to others.
+        let budget = ready!(coop::poll_proceed(cx));
         self.shared.waker.register(cx.waker());
         if let Some(failure) = self.shared.cut.get() {
             burst.failed(failure.clone());
@@ -141,7 +145,9 @@ impl TokenStream {
             self.close(failure.kind.outcome(), Some(&failure));
             return Poll::Ready(true);
         }
-        self.shared.handed_at.store(0, Relaxed);
+        if self.shared.handed_at.swap(0, Relaxed) != 0 {
+            self.shared.asked_at.store(clock::task_micros(), Relaxed);
+        }
         loop {
             self.fill(cx, burst);
             if burst.times.is_empty() && burst.is_empty() {
@@ -160,6 +166,7 @@ impl TokenStream {
             } else {
                 self.shared.handed_at.store(clock::task_micros(), Relaxed);
             }
+            budget.made_progress();
             return Poll::Ready(true);
         }
     }
@@ -267,6 +274,8 @@ pub(super) struct Shared {
     cut: OnceLock<Failure>,
     /// When the reader was last handed something and has not come back since; 0 while it waits.
     handed_at: AtomicU64,
+    /// When the reader last came back for more.
+    asked_at: AtomicU64,
     first_at: AtomicU64,
     last_at: AtomicU64,
     tokens: AtomicU32,
@@ -297,7 +306,10 @@ impl Shared {
             if passed(self.accepted_at, self.deadlines.first_token) {
                 return Some(deadline("the first token", self.deadlines.first_token));
             }
-        } else if passed(self.last_at.load(Relaxed), self.deadlines.gap) {
+        }
+        // A reader who was away has not waited meanwhile, and a paused sequence needs a moment.
+        let waiting_since = self.last_at.load(Relaxed).max(self.asked_at.load(Relaxed));
+        if self.first_at.load(Relaxed) != 0 && passed(waiting_since, self.deadlines.gap) {
             return Some(deadline("the next token", self.deadlines.gap));
         }
         None
