@@ -107,7 +107,10 @@ impl Gateway {
         Ok(TokenStream::open(&self.watch, opening, started.sources))
     }
 
-    fn recorder(&self, model: &str, route: Route, id: &RequestId) -> RequestRecorder {
+    /// What counts a request that needs no stream. It must be told how the request ended; dropped
+    /// untold, it counts a caller who left.
+    #[must_use]
+    pub fn recorder(&self, model: &str, route: Route, id: &RequestId) -> RequestRecorder {
         let name = self.registry.configured_name(model).unwrap_or_default();
         let model = self.metrics.model(name).clone();
         RequestRecorder::new(model, route, id.clone(), clock::task_micros())
@@ -122,11 +125,6 @@ impl Gateway {
                 .with_code("too_many_streams")
                 .with_retry_after(FULL_RETRY_AFTER)
         })
-    }
-
-    /// Counts a request that was refused before it came here, for instance by its dialect.
-    pub fn record_refusal(&self, route: Route, id: &RequestId, failure: &Failure) {
-        self.recorder("", route, id).refused(failure);
     }
 
     /// Cancels the open streams with this request id; returns how many there were.

@@ -124,18 +124,10 @@ pub enum Route {
     Rpc,
     /// Tokenizing and detokenizing.
     Tokenize,
-    /// Anything else.
-    Other,
 }
 
 impl Route {
-    const ALL: [Self; 5] = [
-        Self::Chat,
-        Self::Completions,
-        Self::Rpc,
-        Self::Tokenize,
-        Self::Other,
-    ];
+    const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Rpc, Self::Tokenize];
 
     /// The label value in metrics and logs.
     #[must_use]
@@ -145,7 +137,6 @@ impl Route {
             Self::Completions => "completions",
             Self::Rpc => "rpc",
             Self::Tokenize => "tokenize",
-            Self::Other => "other",
         }
     }
 }

@@ -156,7 +156,7 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
     let (call, id) = match read(context, request, parse).await {
         Ok(parsed) => parsed,
         Err((failure, id)) => {
-            context.gateway.record_refusal(route, &id, &failure);
+            context.gateway.recorder("", route, &id).refused(&failure);
             return fail(&failure);
         }
     };
@@ -234,11 +234,17 @@ pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
 }
 
 async fn tokenize(State(context): State<Context>, request: Request) -> Response {
-    simple(&context, request, tokenize::parse_tokenize, async |asked| {
-        let mut out = BytesMut::new();
-        write_tokens(&context.gateway, &asked, &mut out).await?;
-        Ok(out)
-    })
+    simple(
+        &context,
+        request,
+        tokenize::parse_tokenize,
+        |asked| &asked.model,
+        async |asked| {
+            let mut out = BytesMut::new();
+            write_tokens(&context.gateway, &asked, &mut out).await?;
+            Ok(out)
+        },
+    )
     .await
 }
 
@@ -247,6 +253,7 @@ async fn detokenize(State(context): State<Context>, request: Request) -> Respons
         &context,
         request,
         tokenize::parse_detokenize,
+        |asked| &asked.model,
         async |asked| {
             let pieces = context.gateway.pieces(&asked.model, &asked.tokens)?;
             let mut out = BytesMut::new();
@@ -258,19 +265,25 @@ async fn detokenize(State(context): State<Context>, request: Request) -> Respons
 }
 
 async fn count(State(context): State<Context>, request: Request) -> Response {
-    simple(&context, request, tokenize::parse_count, async |asked| {
-        let options = TokenizeOptions {
-            add_special: true,
-            parse_special: false,
-        };
-        let gateway = &context.gateway;
-        let tokens = gateway
-            .tokenize(&asked.model, &asked.input, options)
-            .await?;
-        let mut out = BytesMut::new();
-        tokenize::write_count(tokens.len(), &mut out);
-        Ok(out)
-    })
+    simple(
+        &context,
+        request,
+        tokenize::parse_count,
+        |asked| &asked.model,
+        async |asked| {
+            let options = TokenizeOptions {
+                add_special: true,
+                parse_special: false,
+            };
+            let gateway = &context.gateway;
+            let tokens = gateway
+                .tokenize(&asked.model, &asked.input, options)
+                .await?;
+            let mut out = BytesMut::new();
+            tokenize::write_count(tokens.len(), &mut out);
+            Ok(out)
+        },
+    )
     .await
 }
 
@@ -296,20 +309,36 @@ pub(super) async fn write_tokens(
     Ok(())
 }
 
-/// One JSON body in, one JSON document out.
+/// One JSON body in, one JSON document out. `model` is the model that was asked for.
 async fn simple<T>(
     context: &Context,
     request: Request,
     parse: fn(&[u8], &Head<'_>) -> Result<T, Failure>,
+    model: fn(&T) -> &str,
     work: impl AsyncFnOnce(T) -> Result<BytesMut, Failure>,
 ) -> Response {
-    let result = match read(context, request, parse).await {
-        Ok((asked, _)) => work(asked).await,
-        Err((failure, _)) => Err(failure),
+    let (asked, id) = match read(context, request, parse).await {
+        Ok(parsed) => parsed,
+        Err((failure, id)) => {
+            context
+                .gateway
+                .recorder("", Route::Tokenize, &id)
+                .refused(&failure);
+            return fail(&failure);
+        }
     };
-    match result {
-        Ok(out) => document(wire::JSON, out.freeze()),
-        Err(failure) => fail(&failure),
+    let recorder = context
+        .gateway
+        .recorder(model(&asked), Route::Tokenize, &id);
+    match work(asked).await {
+        Ok(out) => {
+            recorder.answered();
+            document(wire::JSON, out.freeze())
+        }
+        Err(failure) => {
+            recorder.refused(&failure);
+            fail(&failure)
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_stream::{Stream, StreamExt, StreamMap};
 use super::http::{Context, as_model, document, read, write_tokens};
 use super::tokens::TokenBody;
 use crate::generation::{Failure, RequestId};
-use crate::telemetry::Route;
+use crate::telemetry::{RequestRecorder, Route};
 use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply};
 use crate::wire::{self, Call, models, tokenize};
 
@@ -31,7 +31,10 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
     let (Incoming { items, framing }, id) = match parsed {
         Ok(incoming) => incoming,
         Err((failure, id)) => {
-            context.gateway.record_refusal(Route::Rpc, &id, &failure);
+            context
+                .gateway
+                .recorder("", Route::Rpc, &id)
+                .refused(&failure);
             let mut out = BytesMut::new();
             Reply::unknown().failure(&failure, &mut out);
             return document(wire::JSON, out.freeze());
@@ -83,7 +86,8 @@ async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
         Err(fault) => {
             context
                 .gateway
-                .record_refusal(Route::Rpc, id, fault.failure());
+                .recorder("", Route::Rpc, id)
+                .refused(fault.failure());
             return once(|out| reply.fault(&fault, out));
         }
     };
@@ -95,20 +99,20 @@ async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
             once(|out| reply.result(out, |out| models::write_list(&list, out)))
         }
         Method::Tokenize(asked) => {
-            let mut tokens = BytesMut::new();
-            let result = write_tokens(&context.gateway, &asked, &mut tokens).await;
-            result_or_failure(&reply, result.map(|()| tokens))
+            let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
+            let mut out = BytesMut::new();
+            let result = write_tokens(&context.gateway, &asked, &mut out).await;
+            result_or_failure(&reply, &recorder, result.map(|()| out))
         }
         Method::Detokenize(asked) => {
+            let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
             let pieces = context.gateway.pieces(&asked.model, &asked.tokens);
-            result_or_failure(
-                &reply,
-                pieces.map(|pieces| {
-                    let mut out = BytesMut::new();
-                    tokenize::write_content(&pieces, &mut out);
-                    out
-                }),
-            )
+            let content = pieces.map(|pieces| {
+                let mut out = BytesMut::new();
+                tokenize::write_content(&pieces, &mut out);
+                out
+            });
+            result_or_failure(&reply, &recorder, content)
         }
         Method::Cancel(id) => {
             let count = context.gateway.cancel(&id);
@@ -132,10 +136,20 @@ async fn generate(context: &Context, call: Call) -> Replies {
     }
 }
 
-fn result_or_failure(reply: &Reply, result: Result<BytesMut, Failure>) -> Replies {
+fn result_or_failure(
+    reply: &Reply,
+    recorder: &RequestRecorder,
+    result: Result<BytesMut, Failure>,
+) -> Replies {
     once(|out| match result {
-        Ok(bytes) => reply.result(out, |out| out.extend_from_slice(&bytes)),
-        Err(failure) => reply.failure(&failure, out),
+        Ok(bytes) => {
+            recorder.answered();
+            reply.result(out, |out| out.extend_from_slice(&bytes));
+        }
+        Err(failure) => {
+            recorder.refused(&failure);
+            reply.failure(&failure, out);
+        }
     })
 }
 
