@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use self::settings::{Deadlines, Limits, Stream};
 use crate::engine::{Card, Engine, TokenizeOptions};
 use crate::generation::{
-    Failure, Input, Kind, Opening, Request, RequestId, TokenStream, Watch, clock,
+    self, Failure, Input, Kind, Opening, Request, RequestId, TokenStream, Watch, clock,
 };
 use crate::route::Registry;
 use crate::telemetry::{Metrics, RequestRecorder, Route};
@@ -34,6 +34,8 @@ pub enum Phase {
     Leaving,
     /// New work is refused; streams run on to the drain's deadline.
     Closed,
+    /// The deadline has passed: what is not a stream yet will not become one.
+    Over,
 }
 
 /// Takes requests, gives streams.
@@ -42,6 +44,7 @@ pub struct Gateway {
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
     streams: Arc<Semaphore>,
+    most_streams: u32,
     deadlines: Deadlines,
     stall_timeout: Duration,
     phase: AtomicU8,
@@ -58,12 +61,14 @@ impl Gateway {
         deadlines: Deadlines,
         limits: &Limits,
     ) -> Arc<Self> {
-        let most = usize::try_from(limits.max_streams.get()).unwrap_or(usize::MAX);
+        let most_streams = limits.max_streams.get();
+        let permits = usize::try_from(most_streams).unwrap_or(usize::MAX);
         Arc::new(Self {
             registry,
             watch,
             metrics,
-            streams: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            streams: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            most_streams,
             deadlines,
             stall_timeout: stream.stall_timeout,
             phase: AtomicU8::new(0),
@@ -94,7 +99,10 @@ impl Gateway {
         let permit = self.admit()?;
         let engine = self.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
-        let started = engine.start(&request).await?;
+        let started = within(&request.deadlines, engine.start(&request)).await?;
+        if self.phase() == Phase::Over {
+            return Err(draining());
+        }
         let opening = Opening {
             id: request.id,
             accepted_at,
@@ -117,7 +125,7 @@ impl Gateway {
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        if self.phase() == Phase::Closed {
+        if self.is_closed() {
             return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
         }
         self.streams.clone().try_acquire_owned().map_err(|_| {
@@ -173,7 +181,7 @@ impl Gateway {
     }
 
     fn engine(&self, model: &str) -> Result<Arc<dyn Engine>, Failure> {
-        if self.phase() == Phase::Closed {
+        if self.is_closed() {
             return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
         }
         self.registry.engine(model)
@@ -210,8 +218,15 @@ impl Gateway {
         match self.phase.load(SeqCst) {
             0 => Phase::Open,
             1 => Phase::Leaving,
-            _ => Phase::Closed,
+            2 => Phase::Closed,
+            _ => Phase::Over,
         }
+    }
+
+    /// Whether new work is refused.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase(), Phase::Closed | Phase::Over)
     }
 
     /// Goes on to a later phase.
@@ -222,11 +237,33 @@ impl Gateway {
     /// Waits up to `timeout` for the open streams to end, then ends the rest with an error; returns
     /// how many those were.
     pub async fn finish_streams(&self, timeout: Duration) -> usize {
-        match tokio::time::timeout(timeout, self.watch.idle()).await {
-            Ok(()) => 0,
-            Err(_) => self.watch.cut_all(&draining()),
+        // Every request holds a permit from its admission to the end of its stream.
+        let all = self.streams.acquire_many(self.most_streams);
+        if tokio::time::timeout(timeout, all).await.is_ok() {
+            return 0;
         }
+        self.enter(Phase::Over);
+        self.watch.cut_all(&draining())
     }
+}
+
+/// Bounds the time until a request is accepted by its engine, which tokenizes it first; the rest of
+/// its deadlines are the watch's.
+async fn within<T>(
+    deadlines: &generation::Deadlines,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let bounds = [deadlines.queue, deadlines.first_token, deadlines.total];
+    let Some(bound) = bounds.into_iter().flatten().min() else {
+        return work.await;
+    };
+    tokio::time::timeout(bound, work).await.unwrap_or_else(|_| {
+        let bound = humantime::format_duration(bound);
+        Err(Failure::new(
+            Kind::Deadline,
+            format!("The request could not be prepared within {bound}."),
+        ))
+    })
 }
 
 fn draining() -> Failure {

@@ -112,11 +112,14 @@ impl Default for Limits {
     }
 }
 
-/// A duration that can pass: above zero.
-fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+/// Longer than anything that is waited for, and short enough to be added to any clock.
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A duration that can pass: above zero, at most a year.
+pub(crate) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let duration: Duration = humantime_serde::deserialize(deserializer)?;
-    if duration.is_zero() {
-        return Err(D::Error::custom("must be longer than zero"));
+    if duration.is_zero() || duration > LONGEST {
+        return Err(D::Error::custom("must be longer than zero and at most a year"));
     }
     Ok(duration)
 }
@@ -129,7 +132,7 @@ fn timeout_or_off<'de, D: Deserializer<'de>>(
         return Ok(None);
     }
     match humantime::parse_duration(&text) {
-        Ok(duration) if !duration.is_zero() => Ok(Some(duration)),
+        Ok(duration) if !duration.is_zero() && duration <= LONGEST => Ok(Some(duration)),
         _ => Err(D::Error::custom(format_args!(
             "{text:?} is no duration; write one longer than zero, like \"30s\", or \"off\""
         ))),

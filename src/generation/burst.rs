@@ -108,8 +108,8 @@ pub struct Burst {
 }
 
 impl Burst {
-    /// Tokens a burst takes before the next frame must be written. 64 SSE chunks of about 230 bytes
-    /// are one 16 KiB frame, the most that should enter an HTTP/2 send queue at once.
+    /// Tokens a burst takes before it must be written: about 16 KiB of SSE chunks of 250 bytes. With
+    /// log-probabilities it is more; transports cut what they send into frames.
     pub const DEFAULT_LIMIT: usize = 64;
 
     /// An empty burst that takes [`Burst::DEFAULT_LIMIT`] tokens.
@@ -295,6 +295,16 @@ impl Burst {
             Entry::Failed(failure) => Some(failure),
             _ => None,
         })
+    }
+
+    /// Puts another failure in the place of the one in this burst.
+    pub(super) fn replace_failure(&mut self, by: Failure) {
+        for entry in &mut self.entries {
+            if matches!(entry, Entry::Failed(_)) {
+                *entry = Entry::Failed(by);
+                return;
+            }
+        }
     }
 
     pub(super) fn end(&mut self, usage: Usage) {

@@ -22,6 +22,14 @@ pub fn micros_of(at: Instant) -> u64 {
     u64::try_from(elapsed).unwrap_or(u64::MAX).max(1)
 }
 
+/// Seconds since 1970, for documents. Durations never come from here: this clock may jump.
+#[must_use]
+pub fn unix_seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
 /// Microseconds from the epoch to now, by the real clock. For engine threads.
 #[must_use]
 pub fn micros() -> u64 {

@@ -157,7 +157,14 @@ impl TokenStream {
             if self.open == 0 {
                 burst.end(self.usage());
                 self.close(Outcome::Ok, None);
-            } else if let Some(failure) = burst.failure().cloned() {
+            } else if burst.failure().is_some() {
+                // A stream that was cut is told why, not how its source took it.
+                if let Some(cut) = self.shared.cut.get() {
+                    burst.replace_failure(cut.clone());
+                }
+                let Some(failure) = burst.failure().cloned() else {
+                    continue;
+                };
                 self.close(failure.kind.outcome(), Some(&failure));
             } else if burst.is_empty() {
                 // Tokens that are not text yet. Ask again: the sources may have more.
@@ -169,6 +176,12 @@ impl TokenStream {
             budget.made_progress();
             return Poll::Ready(true);
         }
+    }
+
+    /// Notes that the transport was handed something beside a burst: a keep-alive, the rest of a large
+    /// one. Until it comes back it counts as not reading.
+    pub fn handed(&self) {
+        self.shared.handed_at.store(clock::task_micros(), Relaxed);
     }
 
     /// Waits for the next burst; see [`TokenStream::poll_burst`].
@@ -252,7 +265,12 @@ impl Drop for TokenStream {
     fn drop(&mut self) {
         if self.watch.is_some() {
             // A stream that was cut while nobody polled it is already closed; this is then a no-op.
-            self.close(Outcome::ClientGone, None);
+            let outcome = if std::thread::panicking() {
+                Outcome::Internal
+            } else {
+                Outcome::ClientGone
+            };
+            self.close(outcome, None);
         }
     }
 }
@@ -297,22 +315,22 @@ impl Shared {
                 let limit = humantime::format_duration(self.stall_timeout);
                 Failure::new(
                     Kind::Stalled,
-                    format!("The reader took no data for longer than {limit}."),
+                    format!("The reader made no room for more text within {limit}."),
                 )
                 .with_code("reader_stalled")
             });
         }
         if self.first_at.load(Relaxed) == 0 {
-            if passed(self.accepted_at, self.deadlines.first_token) {
-                return Some(deadline("the first token", self.deadlines.first_token));
-            }
+            return passed(self.accepted_at, self.deadlines.first_token)
+                .then(|| deadline("the first token", self.deadlines.first_token));
         }
         // A reader who was away has not waited meanwhile, and a paused sequence needs a moment.
-        let waiting_since = self.last_at.load(Relaxed).max(self.asked_at.load(Relaxed));
-        if self.first_at.load(Relaxed) != 0 && passed(waiting_since, self.deadlines.gap) {
-            return Some(deadline("the next token", self.deadlines.gap));
-        }
-        None
+        let waiting_since = self
+            .last_at
+            .load(Relaxed)
+            .max(self.asked_at.load(Relaxed));
+        passed(waiting_since, self.deadlines.gap)
+            .then(|| deadline("the next token", self.deadlines.gap))
     }
 
     /// Ends the stream from outside: everything is freed and recorded at once, and the reader is

@@ -29,6 +29,7 @@ pub struct Watch {
 pub struct WatchGuard {
     watch: Arc<Watch>,
     key: usize,
+    shared: Arc<Shared>,
 }
 
 impl Watch {
@@ -44,8 +45,9 @@ impl Watch {
             self.changed.notify_waiters();
         }
         WatchGuard {
-            key: streams.insert(shared),
+            key: streams.insert(shared.clone()),
             watch: self.clone(),
+            shared,
         }
     }
 
@@ -90,16 +92,27 @@ impl Watch {
         }
     }
 
+    /// Ends the streams that have a verdict. They leave the watch at once: nobody may ever poll them
+    /// again, and they hold nothing any more.
     fn cut_where(&self, verdict: impl Fn(&Shared) -> Option<Failure>) -> usize {
+        let mut due = Vec::new();
+        let mut streams = self.lock();
+        streams.retain(|_, shared| match verdict(shared) {
+            None => true,
+            Some(failure) => {
+                due.push((shared.clone(), failure));
+                false
+            }
+        });
+        let is_empty = streams.is_empty();
         // Closing a stream gives back permits and logs: not under the lock.
-        let due: Vec<_> = self
-            .lock()
-            .iter()
-            .filter_map(|(_, shared)| verdict(shared).map(|failure| (shared.clone(), failure)))
-            .collect();
+        drop(streams);
         let count = due.len();
         for (shared, failure) in due {
             shared.cut(failure);
+        }
+        if is_empty && count > 0 {
+            self.changed.notify_waiters();
         }
         count
     }
@@ -112,9 +125,15 @@ impl Watch {
 impl Drop for WatchGuard {
     fn drop(&mut self) {
         let mut streams = self.watch.lock();
-        streams.remove(self.key);
-        if streams.is_empty() {
-            self.watch.changed.notify_waiters();
+        // A stream that was cut is out already, and its key may be another's by now.
+        if streams
+            .get(self.key)
+            .is_some_and(|shared| Arc::ptr_eq(shared, &self.shared))
+        {
+            streams.remove(self.key);
+            if streams.is_empty() {
+                self.watch.changed.notify_waiters();
+            }
         }
     }
 }

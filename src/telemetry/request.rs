@@ -40,6 +40,11 @@ impl RequestRecorder {
         self.ended(&self.without_stream(failure.kind.outcome()), Some(failure));
     }
 
+    /// Another recorder counts this request.
+    pub fn pass_on(self) {
+        self.ended.store(true, Relaxed);
+    }
+
     /// The request was answered in full without a stream (tokenizing, for one).
     pub fn answered(&self) {
         self.ended(&self.without_stream(Outcome::Ok), None);
@@ -89,6 +94,10 @@ impl RequestRecorder {
 impl Recorder for RequestRecorder {
     fn gaps(&self, micros: &[u32]) {
         self.model.gaps(micros);
+        if self.ended.load(Relaxed) {
+            // A stream that was cut from outside: its tokens were counted with its end.
+            return;
+        }
         let count = u32::try_from(micros.len()).unwrap_or(u32::MAX);
         self.model.tokens_generated(count);
         self.counted.fetch_add(count, Relaxed);
@@ -121,7 +130,12 @@ impl Recorder for RequestRecorder {
 impl Drop for RequestRecorder {
     fn drop(&mut self) {
         if !self.ended.load(Relaxed) {
-            self.ended(&self.without_stream(Outcome::ClientGone), None);
+            let outcome = if std::thread::panicking() {
+                Outcome::Internal
+            } else {
+                Outcome::ClientGone
+            };
+            self.ended(&self.without_stream(outcome), None);
         }
     }
 }

@@ -12,6 +12,8 @@ use bytesize::ByteSize;
 use serde::de::{self, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
+use crate::gateway::settings::timeout;
+
 /// `[server]`: the public listener.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,8 +33,9 @@ pub struct Server {
     /// How long a kept-alive connection may wait for its next request.
     #[serde(deserialize_with = "timeout")]
     pub idle_timeout: Duration,
-    /// Request line and headers together, in bytes. hyper reads at least 8 KiB at a time.
-    #[serde(deserialize_with = "bytes::<_, 8_192, 1_048_576>")]
+    /// Request line and headers together, in bytes. On HTTP/1.1 also the most bytes of an answer that
+    /// wait for the socket: hyper has one bound for both directions.
+    #[serde(deserialize_with = "bytes::<_, 8_192, 65_536>")]
     pub max_header_bytes: usize,
     /// A request's body, in bytes.
     #[serde(deserialize_with = "bytes::<_, 1, 1_073_741_824>")]
@@ -134,15 +137,6 @@ fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAdd
     }
 
     deserializer.deserialize_any(Visitor)
-}
-
-/// A duration that can pass: above zero.
-fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let duration: Duration = humantime_serde::deserialize(deserializer)?;
-    if duration.is_zero() {
-        return Err(D::Error::custom("must be longer than zero"));
-    }
-    Ok(duration)
 }
 
 /// A size between two bounds, both included.

@@ -2,8 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that the process has open beside connections: logs, listeners, models, the runtime's own.
-const OTHER_FILES: u64 = 64;
+/// Files that the process has open beside public connections: those of the operator's port, listeners,
+/// models, the runtime's own.
+const OTHER_FILES: u64 = 160;
 
 /// Raises this process's soft limit of open files towards `connections`, as far as the system lets it,
 /// and says how many connections then fit. Many systems start programs with 1,024.
@@ -24,5 +25,5 @@ pub fn make_room(connections: u64) -> u64 {
             granted = wanted.min(hard);
         }
     }
-    granted.saturating_sub(OTHER_FILES).min(connections)
+    granted.saturating_sub(OTHER_FILES).clamp(1, connections)
 }

@@ -1,1 +1,26 @@
-//! Whole-server tests.
+//! Tests of the whole server: a real gateway on a free port, spoken to over real sockets.
+//!
+//! One binary for everything that links the engine, since linking llama.cpp takes long. Each module
+//! is one group of promises; each test's name is the promise.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
+mod backpressure;
+mod cancellation;
+mod command_line;
+mod connections;
+mod drain;
+mod files;
+mod limits;
+mod models;
+mod outcomes;
+mod prompts;
+mod streaming;
+mod support;
+mod text;
+mod timeouts;

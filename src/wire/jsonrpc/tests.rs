@@ -1,3 +1,5 @@
+//! JSON-RPC, from a body to its replies.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

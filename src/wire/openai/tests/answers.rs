@@ -1,3 +1,5 @@
+//! Answers: chunks, documents, lines and bare text.
+
 use bytes::BytesMut;
 use serde_json::{Value, json};
 

@@ -1,3 +1,5 @@
+//! Requests: what is read, what is refused, and how.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

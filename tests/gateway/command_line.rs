@@ -1,0 +1,259 @@
+//! The binary itself: exit codes, signals, and the chat command against a gateway.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{Ask, gateway, within};
+
+fn sluicegate() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // Nothing of the machine's own settings.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SLUICEGATE_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+async fn run(args: &[&str]) -> Output {
+    let mut command = sluicegate();
+    command.args(args);
+    within(tokio::task::spawn_blocking(move || command.output()))
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A configuration file for the tests' own folder.
+fn config(name: &str, toml: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, toml).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn check_and_serve_say_the_same_of_a_bad_file_with_the_same_status() {
+    let bad = config(
+        "bad.toml",
+        "[server]\nlisten = '127.0.0.1:0'\nmax_body_byte = '1MiB'\n",
+    );
+    let bad = bad.to_str().unwrap();
+    let checked = run(&["check", "--config", bad]).await;
+    assert_eq!(checked.status.code(), Some(2));
+    let said = text(&checked.stderr);
+    assert!(
+        said.contains("bad.toml:3") && said.contains("max_body_bytes"),
+        "{said}"
+    );
+    let served = run(&["serve", "--config", bad]).await;
+    assert_eq!(served.status.code(), Some(2));
+    assert_eq!(text(&served.stderr), said);
+
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/sluicegate.toml");
+    let checked = run(&["check", "--config", reference.to_str().unwrap()]).await;
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    assert!(text(&checked.stdout).starts_with("ok\n"));
+    assert_eq!(
+        run(&["check", "--config", "/nonexistent.toml"])
+            .await
+            .status
+            .code(),
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn serve_ends_with_an_error_when_its_model_cannot_be_used() {
+    let broken = config("no-model.gguf", "This is no model.");
+    let model = format!("m={}", broken.display());
+    let listen = ["--listen", "127.0.0.1:0", "--set", "ops.listen=127.0.0.1:0"];
+    let served = run(&[&["serve", "--model", &model], &listen[..]].concat()).await;
+    assert_eq!(served.status.code(), Some(1));
+    assert!(
+        text(&served.stderr).contains("no-model.gguf"),
+        "{}",
+        text(&served.stderr)
+    );
+}
+
+/// A running `sluicegate serve`, ended with this.
+struct Serving {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Serving {
+    async fn start(settings: &[&str]) -> Self {
+        let mut command = sluicegate();
+        command.args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--set",
+            "ops.listen=127.0.0.1:0",
+        ]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        command.stderr(Stdio::null());
+        let started = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap())
+                .read_line(&mut line)
+                .unwrap();
+            let url = line
+                .split("http://")
+                .nth(1)
+                .unwrap_or_else(|| panic!("no address: {line:?}"));
+            let address = url.trim().trim_end_matches('/').parse().unwrap();
+            Self { child, address }
+        });
+        within(started).await.unwrap()
+    }
+
+    fn terminate(&self) {
+        let kill = format!("kill -TERM {}", self.child.id());
+        assert!(
+            Command::new("sh")
+                .args(["-c", &kill])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// The exit status.
+    async fn ended(mut self) -> Option<i32> {
+        let ended = tokio::task::spawn_blocking(move || self.child.wait().unwrap().code());
+        within(ended).await.unwrap()
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> Ask {
+        Ask::new(self.address, method, path, body.into())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_ends_with_status_zero() {
+    let serving = Serving::start(&["drain.lag=50ms", "drain.timeout=20s"]).await;
+    let body = crate::support::chat_body("demo", "Hello!", r#""stream":true,"seed":1"#);
+    let reply = serving
+        .ask("POST", "/v1/chat/completions", &body)
+        .send()
+        .await;
+    serving.terminate();
+    assert!(
+        reply.answer().await.text().contains("Sluicegate"),
+        "the running stream finishes"
+    );
+    assert_eq!(serving.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let serving = Serving::start(&["drain.lag=1h", "drain.timeout=1h"]).await;
+    serving.terminate();
+    within(async {
+        while serving.ask("GET", "/readyz", "").send().await.status == 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    serving.terminate();
+    assert_eq!(
+        serving.ended().await,
+        Some(0),
+        "long before the drain would"
+    );
+}
+
+#[tokio::test]
+async fn chat_prints_bare_text_to_a_pipe_and_events_when_asked() {
+    let gateway = gateway().demo("context = 512\nparallel = 2").start().await;
+    let url = gateway.url();
+    let seeded = ["chat", "--url", &url, "--seed", "6", "Hello!"];
+    let plain = run(&seeded).await;
+    assert!(plain.status.success(), "{}", text(&plain.stderr));
+    let more = r#""seed":6"#;
+    let whole = gateway
+        .chat("demo", "Hello!", more)
+        .send()
+        .await
+        .json()
+        .await;
+    let expected = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(text(&plain.stdout).trim_end_matches('\n'), expected);
+
+    let http2 = run(&[&seeded[..], &["--http2", "--model", "demo"]].concat()).await;
+    assert_eq!(text(&http2.stdout), text(&plain.stdout));
+
+    let json = run(&[&seeded[..], &["--json"]].concat()).await;
+    let mut found = String::new();
+    for line in text(&json.stdout).lines() {
+        let chunk: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        found += chunk["choices"][0]["delta"]["content"]
+            .as_str()
+            .unwrap_or_default();
+    }
+    assert_eq!(found, expected);
+
+    let stdin = tokio::task::spawn_blocking(move || {
+        let mut command = sluicegate();
+        let mut child = command
+            .args(["chat", "--url", &url, "--seed", "6"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"\xef\xbb\xbfHello!\n")
+            .unwrap();
+        let mut out = String::new();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut out)
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        out
+    });
+    assert_eq!(within(stdin).await.unwrap(), text(&plain.stdout));
+}
+
+#[tokio::test]
+async fn chat_fails_with_a_reason() {
+    let gateway = gateway().scripted().start().await;
+    let url = gateway.url();
+    for (model, reason) in [("nobody", "nobody"), ("scripted?fail_at=3", "fails here")] {
+        let failed = run(&["chat", "--url", &url, "--model", model, "x"]).await;
+        assert_eq!(failed.status.code(), Some(1), "{model}");
+        assert!(
+            text(&failed.stderr).contains(reason),
+            "{model}: {}",
+            text(&failed.stderr)
+        );
+    }
+    let nowhere = run(&["chat", "--url", "http://127.0.0.1:1", "x"]).await;
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert_eq!(
+        run(&["chat", "--url", &url, ""]).await.status.code(),
+        Some(2)
+    );
+}

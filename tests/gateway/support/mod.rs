@@ -1,0 +1,186 @@
+//! A gateway on free ports, set up in a sentence:
+//!
+//! ```ignore
+//! let gateway = gateway().scripted().with("[stream]\nring = 8").start().await;
+//! ```
+
+mod http;
+mod metrics;
+mod raw;
+mod sse;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use sluicegate::app::App;
+use sluicegate::config::{Config, Flags, Sources};
+use tokio::task::JoinHandle;
+
+pub(crate) use self::http::{Ask, Reply};
+pub(crate) use self::metrics::Metrics;
+pub(crate) use self::raw::Raw;
+pub(crate) use self::sse::{Answer, Event};
+
+/// The longest that anything here may take. Nothing waits for it unless it is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at the metrics.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A gateway to be started. Without a model it serves the built-in `demo`.
+pub(crate) fn gateway() -> Setup {
+    Setup::default()
+}
+
+/// The demo model as a file.
+pub(crate) fn demo_file() -> &'static Path {
+    let path = "src/engine/llama/demo/sluicegate-demo-q8_0.gguf";
+    Box::leak(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).into())
+}
+
+#[derive(Default)]
+pub(crate) struct Setup {
+    sections: String,
+    models: String,
+}
+
+impl Setup {
+    /// Adds sections of the configuration file.
+    pub(crate) fn with(mut self, sections: &str) -> Self {
+        self.sections += sections;
+        self.sections += "\n";
+        self
+    }
+
+    /// Adds the demo model from its file, as `demo`, small and with these settings.
+    pub(crate) fn demo(self, settings: &str) -> Self {
+        self.model("demo", demo_file(), settings)
+    }
+
+    /// Adds a GGUF file.
+    pub(crate) fn model(mut self, name: &str, path: &Path, settings: &str) -> Self {
+        let path = path.display();
+        let entry = format!("[[models]]\nname = '{name}'\npath = '{path}'\n{settings}\n");
+        self.models += &entry;
+        self
+    }
+
+    /// Adds the scripted engine, as `scripted`. Requests change its script by their model's name.
+    pub(crate) fn scripted(mut self) -> Self {
+        self.models += "[[models]]\nname = 'scripted'\nengine = 'scripted'\n";
+        self
+    }
+
+    /// The gateway, with every model ready.
+    pub(crate) async fn start(self) -> TestGateway {
+        let gateway = self.start_loading();
+        gateway.loaded().await.expect("every model loads");
+        gateway
+    }
+
+    /// The gateway, with its models still on their way.
+    pub(crate) fn start_loading(self) -> TestGateway {
+        let sources = Sources {
+            file: Some(("test.toml".into(), self.sections + &self.models)),
+            environment: Vec::new(),
+            flags: Flags {
+                set: ["server.listen=127.0.0.1:0", "ops.listen=127.0.0.1:0"]
+                    .map(String::from)
+                    .to_vec(),
+                ..Flags::default()
+            },
+        };
+        let config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+        let app = App::start(config, || 0).expect("the gateway starts");
+        TestGateway {
+            public: app.public_addresses()[0],
+            ops: app.ops_addresses()[0],
+            app: Some(app),
+        }
+    }
+}
+
+/// A running gateway; it ends when this is dropped, or in good order by [`TestGateway::drain`].
+pub(crate) struct TestGateway {
+    app: Option<App>,
+    pub(crate) public: SocketAddr,
+    pub(crate) ops: SocketAddr,
+}
+
+impl TestGateway {
+    pub(crate) async fn loaded(&self) -> Result<(), String> {
+        let app = self.app.as_ref().expect("it runs");
+        within(app.loaded()).await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.public)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Ask {
+        Ask::new(self.public, "GET", path, Vec::new())
+    }
+
+    /// A request with a JSON body.
+    pub(crate) fn post(&self, path: &str, body: impl Into<String>) -> Ask {
+        Ask::new(self.public, "POST", path, body.into().into_bytes())
+            .header("content-type", "application/json")
+    }
+
+    /// A chat with one user message; `more` are further members of the body, such as `"n":2`.
+    pub(crate) fn chat(&self, model: &str, message: &str, more: &str) -> Ask {
+        self.post("/v1/chat/completions", chat_body(model, message, more))
+    }
+
+    pub(crate) fn ops_get(&self, path: &str) -> Ask {
+        Ask::new(self.ops, "GET", path, Vec::new())
+    }
+
+    /// A connection, to be written to byte by byte.
+    pub(crate) async fn connect(&self) -> Raw {
+        Raw::connect(self.public).await
+    }
+
+    pub(crate) async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.ops_get("/metrics").send().await.text().await)
+    }
+
+    /// Looks at the metrics until they are as they should be. They are the only place where a test,
+    /// like an operator, sees what the engine does with a sequence: there is no event to wait for.
+    pub(crate) async fn until(&self, what: &str, reached: impl Fn(&Metrics) -> bool) -> Metrics {
+        let start = tokio::time::Instant::now();
+        loop {
+            let metrics = self.metrics().await;
+            if reached(&metrics) {
+                return metrics;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{what} is never true:\n{metrics}"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Begins the drain; the handle ends with it. Addresses stay as they are.
+    pub(crate) fn drain(&mut self) -> JoinHandle<()> {
+        let app = self.app.take().expect("it runs");
+        tokio::spawn(app.drain())
+    }
+}
+
+/// The body of a chat.
+pub(crate) fn chat_body(model: &str, message: &str, more: &str) -> String {
+    let (model, message) = (serde_json::json!(model), serde_json::json!(message));
+    let comma = if more.is_empty() { "" } else { "," };
+    format!(
+        r#"{{"model":{model},"messages":[{{"role":"user","content":{message}}}]{comma}{more}}}"#
+    )
+}
+
+/// Fails rather than waits for ever.
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("nothing happened for {PATIENCE:?}"))
+}
