@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use axum::Router;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::engine::Plan;
@@ -27,7 +28,7 @@ use crate::wire;
 /// Connections to the operator's port: scrapers, probes and a few people.
 const OPS_CONNECTIONS: usize = 64;
 
-/// After the last stream: how long connections may take to flush what is written.
+/// After the last stream: how long connections may take at least to flush what is written.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// A running gateway.
@@ -159,16 +160,18 @@ impl App {
         let lag = self.drain.lag.min(self.drain.timeout);
         tokio::time::sleep(lag).await;
         self.gateway.enter(Phase::Closed);
-        let left = self.drain.timeout.saturating_sub(lag);
-        let cut = self.gateway.finish_streams(left).await;
+        let deadline = Instant::now() + self.drain.timeout.saturating_sub(lag);
+        let cut = self.gateway.finish_streams(deadline - Instant::now()).await;
         if cut > 0 {
             tracing::warn!(streams = cut, "drain.timeout passed; streams were cut off");
         }
-        self.public.close().await;
+        // A slow reader of a finished answer has what is left of the time to take it.
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.public.close(left.max(FLUSH)).await;
         self.loading.abort();
         self.registry.stop().await;
         self.watching.abort();
-        self.ops.close().await;
+        self.ops.close(FLUSH).await;
     }
 }
 
@@ -186,7 +189,7 @@ impl Endpoint {
             settings: config.server.clone(),
             // The stream of a stalled reader is cut first; its connection gets as long again, so
             // that a reader who comes back late is still told why.
-            write_timeout: config.stream.stall_timeout * 2,
+            write_timeout: config.stream.stall_timeout.saturating_mul(2),
             places: Arc::new(Semaphore::new(places)),
             metrics,
             closing: closing.clone(),
@@ -203,13 +206,15 @@ impl Endpoint {
         Ok(Self { addresses, closing })
     }
 
-    async fn close(&self) {
+    /// Closes idle connections at once, the others when their answers are out or `patience` is over.
+    async fn close(&self, patience: Duration) {
         self.closing.graceful.cancel();
         self.closing.tracker.close();
         let flushed = self.closing.tracker.wait();
-        if tokio::time::timeout(FLUSH, flushed).await.is_err() {
+        if tokio::time::timeout(patience, flushed).await.is_err() {
             self.closing.now.cancel();
-            self.closing.tracker.wait().await;
+            // What is left are handlers whose connection is gone; they end with their next step.
+            let _ = tokio::time::timeout(FLUSH, self.closing.tracker.wait()).await;
         }
     }
 }

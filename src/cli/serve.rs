@@ -32,7 +32,10 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     // `logs` outlives the runtime: the last lines of every task are written.
-    runtime.block_on(serve(config, &logs))
+    let result = runtime.block_on(serve(config, &logs));
+    // Whatever still runs on the blocking pool (a load, a tokenization) is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config, logs: &Logs) -> anyhow::Result<ExitCode> {
@@ -40,19 +43,21 @@ async fn serve(config: Config, logs: &Logs) -> anyhow::Result<ExitCode> {
     let app = App::start(config, logs.dropped())?;
     tokio::select! {
         loaded = app.loaded() => loaded.map_err(anyhow::Error::msg)?,
-        () = signals.next() => {
-            app.drain().await;
-            return Ok(ExitCode::SUCCESS);
-        }
+        () = signals.next() => return Ok(end(app, &mut signals).await),
     }
     announce(&app);
     signals.next().await;
+    Ok(end(app, &mut signals).await)
+}
+
+/// Drains, or not even that after a second signal.
+async fn end(app: App, signals: &mut Signals) -> ExitCode {
     tracing::info!(open_streams = app.open_streams(), "draining");
     tokio::select! {
         () = app.drain() => {}
         () = signals.next() => tracing::warn!("second signal: ending at once"),
     }
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 /// Says where to go. On standard output, because it is what the command was run for; logs are on

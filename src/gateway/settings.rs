@@ -80,10 +80,10 @@ impl From<&Deadlines> for generation::Deadlines {
 #[serde(deny_unknown_fields, default)]
 pub struct Drain {
     /// How long running streams may go on. Zero ends them at once.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "at_most_a_year")]
     pub timeout: Duration,
     /// From "not ready" to refusing new work, for load balancers to notice.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "at_most_a_year")]
     pub lag: Duration,
 }
 
@@ -119,7 +119,17 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(crate) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let duration: Duration = humantime_serde::deserialize(deserializer)?;
     if duration.is_zero() || duration > LONGEST {
-        return Err(D::Error::custom("must be longer than zero and at most a year"));
+        return Err(D::Error::custom(
+            "must be longer than zero and at most a year",
+        ));
+    }
+    Ok(duration)
+}
+
+fn at_most_a_year<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let duration: Duration = humantime_serde::deserialize(deserializer)?;
+    if duration > LONGEST {
+        return Err(D::Error::custom("must be at most a year"));
     }
     Ok(duration)
 }

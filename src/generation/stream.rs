@@ -325,10 +325,7 @@ impl Shared {
                 .then(|| deadline("the first token", self.deadlines.first_token));
         }
         // A reader who was away has not waited meanwhile, and a paused sequence needs a moment.
-        let waiting_since = self
-            .last_at
-            .load(Relaxed)
-            .max(self.asked_at.load(Relaxed));
+        let waiting_since = self.last_at.load(Relaxed).max(self.asked_at.load(Relaxed));
         passed(waiting_since, self.deadlines.gap)
             .then(|| deadline("the next token", self.deadlines.gap))
     }

@@ -2,24 +2,33 @@
 //!
 //! * From the first byte of a request to the end of its headers: a peer that trickles headers.
 //! * A write that makes no progress: a peer that stopped reading for good.
+//!
+//! And beside them, the requests under way: HTTP/2 needs to know when there are none, and when one of
+//! them finds no room though the connection as a whole does.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
+use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use crate::generation::clock;
 
 /// A connection whose first bytes were read already.
 pub(super) struct Guarded<S> {
     stream: S,
     head: Bytes,
-    in_flight: Arc<AtomicU32>,
+    requests: Arc<Requests>,
     /// `None` where one connection carries many requests at once (HTTP/2 has its own bounds).
     header_timeout: Option<Duration>,
     headers_due: Option<Pin<Box<Sleep>>>,
@@ -32,7 +41,7 @@ impl<S> Guarded<S> {
     pub(super) fn new(
         stream: S,
         head: Bytes,
-        in_flight: Arc<AtomicU32>,
+        requests: Arc<Requests>,
         header_timeout: Option<Duration>,
         write_timeout: Duration,
     ) -> Self {
@@ -40,7 +49,7 @@ impl<S> Guarded<S> {
             stream,
             headers_due: header_timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
             head,
-            in_flight,
+            requests,
             header_timeout,
             write_timeout,
             write_due: None,
@@ -52,7 +61,7 @@ impl<S> Guarded<S> {
     fn bytes_came(&mut self) {
         if let Some(timeout) = self.header_timeout
             && self.headers_due.is_none()
-            && self.in_flight.load(SeqCst) == 0
+            && !self.requests.any()
         {
             self.headers_due = Some(Box::pin(tokio::time::sleep(timeout)));
         }
@@ -60,7 +69,7 @@ impl<S> Guarded<S> {
 
     /// Nothing came: fails if headers have been on their way for too long.
     fn headers_in_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.in_flight.load(SeqCst) > 0 {
+        if self.requests.any() {
             self.headers_due = None;
         } else if let Some(due) = &mut self.headers_due
             && due.as_mut().poll(cx).is_ready()
@@ -159,37 +168,106 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 }
 
-/// Counts one request of a connection from its headers to the end of its response's body.
-pub(super) struct InFlight(Arc<AtomicU32>);
+/// The requests under way on one connection, from their headers to the end of their answers' bodies.
+#[derive(Default)]
+pub(super) struct Requests {
+    open: Mutex<Slab<Arc<Body>>>,
+    /// When the last one ended ([`clock::task_micros`]); 0 while any is under way.
+    idle_since: AtomicU64,
+}
 
-impl InFlight {
-    pub(super) fn new(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, SeqCst);
-        Self(count.clone())
+/// One request.
+#[derive(Default)]
+struct Body {
+    /// When the connection was last handed a frame and has not come back since; 0 while it waits for one.
+    handed_at: AtomicU64,
+}
+
+impl Requests {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            idle_since: AtomicU64::new(clock::task_micros()),
+            ..Self::default()
+        })
     }
 
-    /// Keeps the count up until `body` is done with.
+    /// Counts a request until the guard is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
+        let body = Arc::<Body>::default();
+        let mut open = self.lock();
+        self.idle_since.store(0, SeqCst);
+        InFlight {
+            key: open.insert(body.clone()),
+            body,
+            requests: self.clone(),
+        }
+    }
+
+    /// Whether any is under way.
+    fn any(&self) -> bool {
+        self.idle_since.load(SeqCst) == 0
+    }
+
+    /// How long there has been none.
+    pub(super) fn idle_for(&self) -> Duration {
+        match self.idle_since.load(SeqCst) {
+            0 => Duration::ZERO,
+            since => Duration::from_micros(clock::task_micros().saturating_sub(since)),
+        }
+    }
+
+    /// How long the answer that has waited longest has found no room on the connection.
+    pub(super) fn longest_stall(&self) -> Duration {
+        let oldest = self
+            .lock()
+            .iter()
+            .map(|(_, body)| body.handed_at.load(Relaxed))
+            .filter(|&at| at != 0)
+            .min();
+        oldest.map_or(Duration::ZERO, |at| {
+            Duration::from_micros(clock::task_micros().saturating_sub(at))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Arc<Body>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps one request among those under way.
+pub(super) struct InFlight {
+    requests: Arc<Requests>,
+    key: usize,
+    body: Arc<Body>,
+}
+
+impl InFlight {
+    /// Keeps the request until `body` is done with.
     pub(super) fn until_end_of<B>(self, body: B) -> Held<B> {
         Held {
             body,
-            _in_flight: self,
+            in_flight: self,
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        let mut open = self.requests.lock();
+        open.remove(self.key);
+        if open.is_empty() {
+            self.requests.idle_since.store(clock::task_micros(), SeqCst);
+        }
     }
 }
 
-/// A body that holds its request's count.
+/// A body that keeps its request among those under way, and notes when it was last asked.
 pub(super) struct Held<B> {
     body: B,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
-impl<B: Body + Unpin> Body for Held<B> {
+impl<B: http_body::Body + Unpin> http_body::Body for Held<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -197,7 +275,14 @@ impl<B: Body + Unpin> Body for Held<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let handed = if polled.is_ready() {
+            clock::task_micros()
+        } else {
+            0
+        };
+        self.in_flight.body.handed_at.store(handed, Relaxed);
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -214,11 +299,11 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    fn guarded<S>(stream: S, in_flight: &Arc<AtomicU32>) -> Guarded<S> {
+    fn guarded<S>(stream: S, requests: &Arc<Requests>) -> Guarded<S> {
         Guarded::new(
             stream,
             Bytes::from_static(b"GET"),
-            in_flight.clone(),
+            requests.clone(),
             Some(Duration::from_secs(5)),
             Duration::from_mins(1),
         )
@@ -227,7 +312,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn headers_that_trickle_are_cut_off() {
         let (mut peer, ours) = tokio::io::duplex(64);
-        let mut io = guarded(ours, &Arc::default());
+        let mut io = guarded(ours, &Requests::new());
         let trickle = tokio::spawn(async move {
             while peer.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -248,11 +333,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_and_a_running_request_have_no_header_clock() {
         let (mut peer, ours) = tokio::io::duplex(64);
-        let in_flight = Arc::default();
-        let mut io = guarded(ours, &in_flight);
+        let requests = Requests::new();
+        let mut io = guarded(ours, &requests);
         let mut head = [0; 3];
         io.read_exact(&mut head).await.unwrap();
-        let request = InFlight::new(&in_flight);
+        let request = requests.begin();
         let later = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_mins(1)).await;
             peer.write_all(b"G").await.unwrap();
@@ -268,7 +353,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_fails_the_write() {
         let (_peer, ours) = tokio::io::duplex(8);
-        let mut io = guarded(ours, &Arc::default());
+        let mut io = guarded(ours, &Requests::new());
         let start = Instant::now();
         let error = io.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -23,8 +23,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::tokens::{First, TokenBody};
 use super::{assets, rpc};
 use crate::engine::TokenizeOptions;
-use crate::gateway::{Gateway, Phase};
-use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId};
+use crate::gateway::Gateway;
+use crate::gateway::settings::LONGEST;
+use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
 use crate::telemetry::Route;
 use crate::wire::{self, Call, Head, failure, models, openai, tokenize};
 
@@ -127,8 +128,7 @@ async fn identify(State(context): State<Context>, mut request: Request, next: Ne
     if let Some(value) = value {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    if context.gateway.phase() == Phase::Closed && response.version() < axum::http::Version::HTTP_2
-    {
+    if context.gateway.is_closed() && response.version() < axum::http::Version::HTTP_2 {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -153,12 +153,9 @@ async fn completions(State(context): State<Context>, request: Request) -> Respon
 type Parse = fn(&[u8], &Head<'_>) -> Result<Call, Failure>;
 
 async fn generate(context: &Context, request: Request, route: Route, parse: Parse) -> Response {
-    let (call, id) = match read(context, request, parse).await {
-        Ok(parsed) => parsed,
-        Err((failure, id)) => {
-            context.gateway.recorder("", route, &id).refused(&failure);
-            return fail(&failure);
-        }
+    let call = match read_counted(context, request, route, parse).await {
+        Ok((call, _)) => call,
+        Err(failure) => return fail(&failure),
     };
     let Call { request, answer } = call;
     let model = context.gateway.served_name(&request.model);
@@ -170,7 +167,6 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
             return refused(refusal, out.freeze(), &failure);
         }
     };
-    debug_assert_eq!(stream.id(), &id);
     let encoder = answer.encoder(&model);
     let streamed = answer.streamed();
     let body = TokenBody::new(stream, encoder, answer, context.keep_alive);
@@ -317,15 +313,9 @@ async fn simple<T>(
     model: fn(&T) -> &str,
     work: impl AsyncFnOnce(T) -> Result<BytesMut, Failure>,
 ) -> Response {
-    let (asked, id) = match read(context, request, parse).await {
+    let (asked, id) = match read_counted(context, request, Route::Tokenize, parse).await {
         Ok(parsed) => parsed,
-        Err((failure, id)) => {
-            context
-                .gateway
-                .recorder("", Route::Tokenize, &id)
-                .refused(&failure);
-            return fail(&failure);
-        }
+        Err(failure) => return fail(&failure),
     };
     let recorder = context
         .gateway
@@ -360,18 +350,21 @@ fn readiness(gateway: &Gateway) -> Response {
     }
 }
 
-/// Reads head and body and parses them. A failure comes with the request's id, to be recorded.
-pub(super) async fn read<T>(
+/// Reads head and body and parses them. Counts the request if that fails, or if its caller leaves
+/// meanwhile; from then on it is the next one's to count.
+pub(super) async fn read_counted<T>(
     context: &Context,
     request: Request,
+    route: Route,
     parse: impl FnOnce(&[u8], &Head<'_>) -> Result<T, Failure>,
-) -> Result<(T, RequestId), (Failure, RequestId)> {
+) -> Result<(T, RequestId), Failure> {
     let (parts, body) = request.into_parts();
     let id = parts
         .extensions
         .get::<RequestId>()
         .cloned()
         .unwrap_or_else(RequestId::random);
+    let recorder = context.gateway.recorder("", route, &id);
     let parsed = async {
         refuse_foreign_pages(&parts.headers)?;
         let accept = accept(&parts.headers);
@@ -385,15 +378,21 @@ pub(super) async fn read<T>(
             },
             accept: &accept,
             deadlines: deadlines(&parts.headers)?,
-            created: now(),
+            created: clock::unix_seconds(),
             limits: context.limits,
         };
         let bytes = read_body(context, &parts.headers, body).await?;
         parse(&bytes, &head)
     };
     match parsed.await {
-        Ok(parsed) => Ok((parsed, id)),
-        Err(failure) => Err((failure, id)),
+        Ok(parsed) => {
+            recorder.pass_on();
+            Ok((parsed, id))
+        }
+        Err(failure) => {
+            recorder.refused(&failure);
+            Err(failure)
+        }
     }
 }
 
@@ -475,13 +474,7 @@ fn duration(text: &str) -> Option<Duration> {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
         Err(_) => humantime::parse_duration(text).ok(),
     };
-    parsed.filter(|duration| !duration.is_zero())
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    parsed.filter(|duration| !duration.is_zero() && *duration <= LONGEST)
 }
 
 /// One complete document.
@@ -536,6 +529,7 @@ mod tests {
             ("-1", None),
             ("NaN", None),
             ("soon", None),
+            ("1e19", None),
         ];
         for (text, millis) in table {
             assert_eq!(duration(text), millis.map(Duration::from_millis), "{text}");

@@ -8,7 +8,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use axum::Router;
@@ -29,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::config::Server;
-use super::guard::{Guarded, InFlight};
+use super::guard::{Guarded, InFlight, Requests};
 use crate::telemetry::Metrics;
 
 /// Connections that the kernel keeps for us while the accept loop is busy.
@@ -161,29 +160,35 @@ async fn connection(stream: TcpStream, peer: SocketAddr, serving: &Serving) -> R
     if head.is_empty() {
         return Ok(());
     }
-    let in_flight = Arc::new(AtomicU32::new(0));
+    let requests = Requests::new();
     let header_timeout = (!is_http2).then_some(serving.settings.header_timeout);
     let io = Guarded::new(
         stream,
         head,
-        in_flight.clone(),
+        requests.clone(),
         header_timeout,
         serving.write_timeout,
     );
-    let router = serving.router.clone();
-    let service = service_fn(move |request| {
-        respond(router.clone(), peer, request, InFlight::new(&in_flight))
-    });
     let io = TokioIo::new(io);
+    let router = serving.router.clone();
+    let service = {
+        let requests = requests.clone();
+        service_fn(move |request| respond(router.clone(), peer, request, requests.begin()))
+    };
     let graceful = serving.closing.graceful.cancelled();
     if is_http2 {
         let connection = http2_builder(serving).serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = graceful => connection.as_mut().graceful_shutdown(),
+            () = graceful => {}
+            stalled = watch_http2(&requests, serving) => stalled?,
         }
-        connection.await?;
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            result = connection.as_mut() => result?,
+            stalled = watch_stalls(&requests, serving) => stalled?,
+        }
     } else {
         let connection = http1_builder(&serving.settings).serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
@@ -194,6 +199,36 @@ async fn connection(stream: TcpStream, peer: SocketAddr, serving: &Serving) -> R
         connection.await?;
     }
     Ok(())
+}
+
+/// How often an HTTP/2 connection is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Returns when an HTTP/2 connection has been idle for too long. Its pings answer for the peer being
+/// there, not for its having anything to ask.
+///
+/// # Errors
+/// As [`watch_stalls`].
+async fn watch_http2(requests: &Requests, serving: &Serving) -> Result<(), Error> {
+    tokio::select! {
+        stalled = watch_stalls(requests, serving) => stalled,
+        () = async {
+            while requests.idle_for() < serving.settings.idle_timeout {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        } => Ok(()),
+    }
+}
+
+/// Never returns while every answer finds room in time.
+///
+/// # Errors
+/// One of them did not: its reader keeps the window shut, which no write on the socket would show.
+async fn watch_stalls(requests: &Requests, serving: &Serving) -> Result<(), Error> {
+    while requests.longest_stall() < serving.write_timeout {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err("a stream's reader keeps its window shut".into())
 }
 
 fn tune(stream: &TcpStream, settings: &Server) -> io::Result<()> {

@@ -8,12 +8,12 @@ use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
 use tokio_stream::{Stream, StreamExt, StreamMap};
 
-use super::http::{Context, as_model, document, read, write_tokens};
+use super::http::{Context, as_model, document, read_counted, write_tokens};
 use super::tokens::TokenBody;
 use crate::generation::{Failure, RequestId};
 use crate::telemetry::{RequestRecorder, Route};
 use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply};
-use crate::wire::{self, Call, models, tokenize};
+use crate::wire::{self, Call, Head, models, tokenize};
 
 type Replies = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
@@ -24,22 +24,16 @@ pub(super) async fn openrpc() -> Response {
 
 /// `POST /rpc`.
 pub(super) async fn handle(State(context): State<Context>, request: Request) -> Response {
-    let parsed = read(&context, request, |body, head| {
-        Ok(jsonrpc::parse(body, head))
-    })
-    .await;
-    let (Incoming { items, framing }, id) = match parsed {
-        Ok(incoming) => incoming,
-        Err((failure, id)) => {
-            context
-                .gateway
-                .recorder("", Route::Rpc, &id)
-                .refused(&failure);
-            let mut out = BytesMut::new();
-            Reply::unknown().failure(&failure, &mut out);
-            return document(wire::JSON, out.freeze());
-        }
-    };
+    let parse = |body: &[u8], head: &Head<'_>| Ok(jsonrpc::parse(body, head));
+    let (Incoming { items, framing }, id) =
+        match read_counted(&context, request, Route::Rpc, parse).await {
+            Ok(incoming) => incoming,
+            Err(failure) => {
+                let mut out = BytesMut::new();
+                Reply::unknown().failure(&failure, &mut out);
+                return document(wire::JSON, out.freeze());
+            }
+        };
     let mut replies = StreamMap::new();
     let mut expects_reply = false;
     for (index, item) in items.into_iter().enumerate() {

@@ -19,7 +19,11 @@ use crate::wire::{Answer, Encoder, Refusal};
 /// once in about twenty of them, and an idle stream holds no more than this.
 const BUFFER: usize = 4 * 1024;
 
-/// A stream of frames: one per burst.
+/// Largest frame. What a send queue has taken it cannot give back or split (HTTP/2 counts whole frames
+/// against the window), so this is what a stopped reader can pull beyond its window.
+const FRAME: usize = 16 * 1024;
+
+/// A stream of frames: one per burst, or a few where a burst is large.
 pub(super) struct TokenBody {
     stream: TokenStream,
     burst: Burst,
@@ -78,6 +82,8 @@ impl TokenBody {
             let wait = self.stream.burst(&mut self.burst);
             if tokio::time::timeout(self.keep_alive, wait).await.is_ok() {
                 self.primed = true;
+            } else {
+                self.stream.handed();
             }
         } else {
             // One document: everything is gathered before anything is sent.
@@ -106,6 +112,10 @@ impl TokenBody {
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if !self.out.is_empty() {
+            self.stream.handed();
+            return Poll::Ready(Some(self.frame()));
+        }
         loop {
             if !std::mem::take(&mut self.primed) {
                 match self.stream.poll_burst(cx, &mut self.burst) {
@@ -124,10 +134,16 @@ impl TokenBody {
                 _ => self.encoder.encode(&self.burst, &mut self.out),
             }
             if !self.out.is_empty() {
-                self.quiet_since = Instant::now();
-                return Poll::Ready(Some(self.out.split().freeze()));
+                return Poll::Ready(Some(self.frame()));
             }
         }
+    }
+
+    /// Cuts one frame off what is encoded.
+    fn frame(&mut self) -> Bytes {
+        self.quiet_since = Instant::now();
+        let len = self.out.len().min(FRAME);
+        self.out.split_to(len).freeze()
     }
 
     /// Sends a sign of life when nothing has gone out for a while. One timer per stream, moved only
@@ -147,7 +163,8 @@ impl TokenBody {
                 self.encoder.keep_alive(&mut self.out);
                 if !self.out.is_empty() {
                     alarm.as_mut().reset(now + self.keep_alive);
-                    return Poll::Ready(Some(self.out.split().freeze()));
+                    self.stream.handed();
+                    return Poll::Ready(Some(self.frame()));
                 }
             }
             alarm.as_mut().reset(self.quiet_since + self.keep_alive);
