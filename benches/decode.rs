@@ -67,6 +67,7 @@ fn engine(weights: &Weights, settings: &Settings) -> Arc<LlamaEngine> {
         &process,
         ring,
         metrics.model("bare"),
+        &Arc::default(),
     )
     .expect("the demo model loads")
 }

@@ -31,6 +31,12 @@ const OPS_CONNECTIONS: usize = 64;
 /// After the last stream: how long connections may take at least to flush what is written.
 const FLUSH: Duration = Duration::from_secs(2);
 
+/// And at most: a reader who has stopped must not hold up the end.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+
+/// What a second signal leaves for the last words of streams, and for engines to look up.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// A running gateway.
 pub struct App {
     gateway: Arc<Gateway>,
@@ -155,7 +161,7 @@ impl App {
 
     /// Ends everything in order: not ready at once; new work refused after the lag; running streams
     /// finish up to the time-out, the rest end with an error; connections flush; engines stop.
-    pub async fn drain(self) {
+    pub async fn drain(&self) {
         self.gateway.enter(Phase::Leaving);
         let lag = self.drain.lag.min(self.drain.timeout);
         tokio::time::sleep(lag).await;
@@ -165,13 +171,25 @@ impl App {
         if cut > 0 {
             tracing::warn!(streams = cut, "drain.timeout passed; streams were cut off");
         }
-        // A slow reader of a finished answer has what is left of the time to take it.
-        let left = deadline.saturating_duration_since(Instant::now());
-        self.public.close(left.max(FLUSH)).await;
+        // A slow reader of a finished answer has a little of what is left to take it.
+        let left = deadline - Instant::now();
+        self.public.close(left.clamp(FLUSH, LAST_BYTES)).await;
         self.loading.abort();
         self.registry.stop().await;
         self.watching.abort();
         self.ops.close(FLUSH).await;
+    }
+}
+
+impl App {
+    /// Ends at once: every stream with an error, and what of it the sockets take now.
+    pub async fn stop_now(&self) {
+        self.gateway.end_streams();
+        self.public.closing.graceful.cancel();
+        self.public.closing.tracker.close();
+        let _ = tokio::time::timeout(LAST_WORDS, self.public.closing.tracker.wait()).await;
+        self.public.closing.now.cancel();
+        let _ = tokio::time::timeout(LAST_WORDS, self.registry.stop()).await;
     }
 }
 

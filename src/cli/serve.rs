@@ -55,7 +55,10 @@ async fn end(app: App, signals: &mut Signals) -> ExitCode {
     tracing::info!(open_streams = app.open_streams(), "draining");
     tokio::select! {
         () = app.drain() => {}
-        () = signals.next() => tracing::warn!("second signal: ending at once"),
+        () = signals.next() => {
+            tracing::warn!("second signal: ending at once");
+            app.stop_now().await;
+        }
     }
     ExitCode::SUCCESS
 }

@@ -9,7 +9,11 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::generation::ranges::OutOfRange;
 use crate::generation::{Kind, Sampling};
+
+/// Most threads that ggml takes (its `GGML_MAX_N_THREADS`).
+const MAX_THREADS: u16 = 512;
 
 /// One entry of `[[models]]`: a name, and where its tokens come from.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -107,6 +111,9 @@ pub struct Settings {
     pub waiting: u32,
     /// How sequences share the KV cache.
     pub kv_layout: KvLayout,
+    /// Cells of a unified KV cache, in all, at least `context`; absent takes `context` for each of
+    /// `parallel`, with which no sequence ever waits for cells. Goes with the unified layout only.
+    pub kv_cells: Option<NonZeroU32>,
     /// Type of the cached keys.
     pub kv_type_k: KvType,
     /// Type of the cached values. A quantized one needs flash attention.
@@ -117,9 +124,9 @@ pub struct Settings {
     /// Prompt rows between two decode steps: a multiple of 64, at most `batch`.
     #[serde(deserialize_with = "within::<_, 64, 8_192>")]
     pub prefill_chunk: u32,
-    /// Threads for decode steps; absent takes one less than the cores, at least one.
+    /// Threads for decode steps, at most 512; absent takes one less than the cores, at least one.
     pub threads: Option<NonZeroU16>,
-    /// Threads for prefill; absent takes `threads`.
+    /// Threads for prefill, at most 512; absent takes `threads`.
     pub threads_prefill: Option<NonZeroU16>,
     /// How eagerly idle threads spin, 0..=100; 0 waits without spinning.
     #[serde(deserialize_with = "within::<_, 0, 100>")]
@@ -151,6 +158,7 @@ impl Default for Settings {
             parallel: 16,
             waiting: 64,
             kv_layout: KvLayout::Split,
+            kv_cells: None,
             kv_type_k: KvType::F16,
             kv_type_v: KvType::F16,
             batch: 512,
@@ -248,16 +256,38 @@ pub enum ModelError {
     /// Text of nothing never ends.
     #[error("the script's `text` must not be empty")]
     EmptyText,
-    /// A sampling setting out of range.
-    #[error("sampling.{key} = {value} is out of range; must be {range}")]
-    Sampling {
-        /// Which.
+    /// Cells of a pool that there is not.
+    #[error(
+        "kv_cells goes with kv_layout = \"unified\" only; a split cache has context x parallel"
+    )]
+    CellsOfSplit,
+    /// A sequence could never run.
+    #[error("kv_cells = {cells} must be at least context = {context}")]
+    TooFewCells {
+        /// The pool.
+        cells: u32,
+        /// What one sequence may take of it.
+        context: u32,
+    },
+    /// More threads than ggml takes.
+    #[error("{key} = {value} is out of range; must be between 1 and 512")]
+    TooManyThreads {
+        /// Which setting.
         key: &'static str,
         /// What was written.
-        value: f32,
-        /// What may be written.
-        range: &'static str,
+        value: u16,
     },
+    /// A part of a script that is larger than anybody needs and than clocks and buffers bear.
+    #[error("the script's `{key}` is too large; at most {most}")]
+    ScriptBound {
+        /// Which setting.
+        key: &'static str,
+        /// What may be written.
+        most: &'static str,
+    },
+    /// A sampling setting out of range.
+    #[error("sampling.{0}")]
+    Sampling(#[from] OutOfRange),
 }
 
 impl Settings {
@@ -285,12 +315,62 @@ impl Settings {
         if !gpu && self.gpu_layers.is_some_and(|layers| layers > 0) {
             return Err(ModelError::NoGpu);
         }
-        check_sampling(&self.sampling)
+        match (self.kv_layout, self.kv_cells, self.context) {
+            (KvLayout::Split, Some(_), _) => return Err(ModelError::CellsOfSplit),
+            (KvLayout::Unified, Some(cells), Some(context)) if cells < context => {
+                return Err(ModelError::TooFewCells {
+                    cells: cells.get(),
+                    context: context.get(),
+                });
+            }
+            _ => {}
+        }
+        for (key, threads) in [
+            ("threads", self.threads),
+            ("threads_prefill", self.threads_prefill),
+        ] {
+            if let Some(value) = threads.map(NonZeroU16::get)
+                && value > MAX_THREADS
+            {
+                return Err(ModelError::TooManyThreads { key, value });
+            }
+        }
+        Ok(self.sampling.check()?)
     }
 }
 
 impl Script {
-    fn check(&self) -> Result<(), ModelError> {
+    /// Most tokens, and the last one that anything can be said about.
+    pub(super) const MAX_TOKENS: u32 = 100_000_000;
+    /// Most bytes of text per token: what a source makes at once stays small.
+    pub(super) const MAX_TOKEN_BYTES: u32 = 4096;
+    /// Longest time of any kind.
+    pub(super) const MAX_TIME: Duration = Duration::from_hours(24);
+
+    /// Whether the script can be played.
+    pub(super) fn check(&self) -> Result<(), ModelError> {
+        let times = [
+            ("first", Some(self.first)),
+            ("pace", Some(self.pace)),
+            ("stall", self.stall),
+        ];
+        for (key, time) in times {
+            if time.is_some_and(|time| time > Self::MAX_TIME) {
+                return Err(ModelError::ScriptBound { key, most: "1 day" });
+            }
+        }
+        if self.tokens.get() > Self::MAX_TOKENS {
+            return Err(ModelError::ScriptBound {
+                key: "tokens",
+                most: "100000000",
+            });
+        }
+        if self.token_bytes.get() > Self::MAX_TOKEN_BYTES {
+            return Err(ModelError::ScriptBound {
+                key: "token_bytes",
+                most: "4096",
+            });
+        }
         if self.stall_at.is_some() != self.stall.is_some() {
             return Err(ModelError::HalfStall);
         }
@@ -304,63 +384,13 @@ impl Script {
     }
 }
 
-/// The ranges that [`Sampling`] names beside its fields.
-fn check_sampling(sampling: &Sampling) -> Result<(), ModelError> {
-    let ranges = [
-        ("temperature", sampling.temperature, 0.0..=256.0, "0 to 256"),
-        ("top_p", sampling.top_p, 0.0..=1.0, "0 to 1"),
-        ("min_p", sampling.min_p, 0.0..=1.0, "0 to 1"),
-        ("typical_p", sampling.typical_p, 0.0..=1.0, "0 to 1"),
-        (
-            "repeat_penalty",
-            sampling.repeat_penalty,
-            f32::MIN_POSITIVE..=f32::MAX,
-            "above 0",
-        ),
-        (
-            "presence_penalty",
-            sampling.presence_penalty,
-            -2.0..=2.0,
-            "-2 to 2",
-        ),
-        (
-            "frequency_penalty",
-            sampling.frequency_penalty,
-            -2.0..=2.0,
-            "-2 to 2",
-        ),
-        (
-            "xtc.probability",
-            sampling.xtc.map(|x| x.probability),
-            0.0..=1.0,
-            "0 to 1",
-        ),
-        (
-            "xtc.threshold",
-            sampling.xtc.map(|x| x.threshold),
-            0.0..=1.0,
-            "0 to 1",
-        ),
-    ];
-    for (key, value, range, words) in ranges {
-        if let Some(value) = value.filter(|value| !range.contains(value)) {
-            return Err(ModelError::Sampling {
-                key,
-                value,
-                range: words,
-            });
-        }
-    }
-    Ok(())
-}
-
 /// How sequences share the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvLayout {
     /// Each sequence has `context` cells of its own.
     Split,
-    /// All sequences share one pool of cells.
+    /// All sequences share one pool of `kv_cells` cells.
     Unified,
 }
 
@@ -417,13 +447,13 @@ pub enum Numa {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Script {
-    /// Repeated as often as needed; absent plays numbered words.
+    /// Repeated as often as needed; absent repeats one sentence.
     pub text: Option<String>,
-    /// Tokens per choice, unless the request asks for fewer.
+    /// Tokens per choice, unless the request asks for fewer; at most 100 million.
     pub tokens: NonZeroU32,
-    /// Bytes of text per token.
+    /// Bytes of text per token, at most 4096.
     pub token_bytes: NonZeroU32,
-    /// From the start to the first token.
+    /// From the start to the first token; like every time here, at most a day.
     #[serde(with = "humantime_serde")]
     pub first: Duration,
     /// Between two tokens.
@@ -547,6 +577,16 @@ mod tests {
         );
         assert!(read("name = 'm'\npath = 'm'\n[script]\ntokens = 1").is_err());
         assert!(read(&format!("{scripted}[script]\nstall_at = 3")).is_err());
+        for large in [
+            "first = '2days'",
+            "pace = '25h'",
+            "stall = '1y'\nstall_at = 1",
+            "tokens = 100000001",
+            "token_bytes = 4097",
+        ] {
+            let text = read(&format!("{scripted}[script]\n{large}")).unwrap_err();
+            assert!(text.contains("at most"), "{large}: {text}");
+        }
         assert!(read(&format!("{scripted}[script]\nfail_kind = 'upstream'")).is_err());
         assert!(
             read(&format!(
@@ -569,12 +609,26 @@ mod tests {
             "[sampling]\ntemperature = -1",
             "[sampling]\ntop_p = nan",
             "[sampling]\nrepeat_penalty = 0.0",
+            "[sampling]\nrepeat_last_n = 5000",
+            "[sampling]\nlogit_bias = [[1, 101.0]]",
+            "[sampling.mirostat]\ntau = -1\neta = 0.1",
+            "[sampling.dry]\nmultiplier = 1\nbase = 0.5",
+            "kv_cells = 4096",
+            "kv_layout = 'unified'\ncontext = 4096\nkv_cells = 2048",
+            "threads = 513",
+            "threads_prefill = 513",
         ] {
             assert!(read(&format!("{gguf}{bad}")).is_err(), "{bad}");
         }
         assert!(
             read(&format!(
                 "{gguf}kv_type_v = 'q8_0'\n[sampling]\ntemperature = 1"
+            ))
+            .is_ok()
+        );
+        assert!(
+            read(&format!(
+                "{gguf}kv_layout = 'unified'\ncontext = 2048\nkv_cells = 2048"
             ))
             .is_ok()
         );

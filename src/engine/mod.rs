@@ -10,6 +10,7 @@ pub mod scripted;
 mod text;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 use crate::generation::{BoxFuture, Failure, Input, Request, Source, Usage};
 use crate::telemetry::ModelMetrics;
@@ -38,7 +39,10 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// `Invalid` for an id outside the vocabulary.
-    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure>;
+    fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>>;
+
+    /// False once the engine has ended although nobody stopped it: it will never answer again.
+    fn is_alive(&self) -> bool;
 
     /// What moves: for metrics and the models list. Cheap, never waits for the engine.
     fn gauges(&self) -> Gauges;
@@ -98,6 +102,43 @@ pub struct Gauges {
     pub kv_used: u64,
     /// KV cells in all.
     pub kv_capacity: u64,
+}
+
+/// A model's loading, as it is seen and stopped from elsewhere.
+#[derive(Debug, Default)]
+pub struct Loading {
+    stop: AtomicBool,
+    percent: AtomicU8,
+}
+
+impl Loading {
+    /// Ends the loading as soon as it can be ended.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    /// Whether it was told to end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+
+    /// How much of the weights is there, 0 to 100.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        self.percent.load(Relaxed)
+    }
+
+    /// Notes how far the loading is, 0 to 1; whether it is to go on.
+    fn goes_on(&self, done: f32) -> bool {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to 100, and the cast saturates"
+        )]
+        self.percent.store((done * 100.0) as u8, Relaxed);
+        !self.is_stopped()
+    }
 }
 
 /// One model as it is to be loaded.
@@ -162,11 +203,29 @@ impl Plan {
         matches!(self.backing, Planned::Scripted(_))
     }
 
+    /// Finds what is wrong with the model as far as that shows without loading it.
+    ///
+    /// # Errors
+    /// As [`Plan::load`].
+    pub fn inspect(&self) -> Result<(), llama::LoadError> {
+        match &self.backing {
+            Planned::Llama {
+                weights: llama::Weights::File(path),
+                settings,
+            } => llama::inspect(path, settings),
+            Planned::Llama { .. } | Planned::Scripted(_) => Ok(()),
+        }
+    }
+
     /// Loads the model and starts what runs it. Blocks for as long as that takes.
     ///
     /// # Errors
-    /// What is wrong with the model.
-    pub fn load(&self, metrics: &Arc<ModelMetrics>) -> Result<Arc<dyn Engine>, llama::LoadError> {
+    /// What is wrong with the model, or that `loading` was stopped.
+    pub fn load(
+        &self,
+        metrics: &Arc<ModelMetrics>,
+        loading: &Arc<Loading>,
+    ) -> Result<Arc<dyn Engine>, llama::LoadError> {
         match &self.backing {
             Planned::Llama { weights, settings } => {
                 let engine = llama::LlamaEngine::load(
@@ -176,6 +235,7 @@ impl Plan {
                     &self.process,
                     self.ring,
                     metrics,
+                    loading,
                 )?;
                 Ok(engine)
             }
@@ -186,11 +246,4 @@ impl Plan {
             ))),
         }
     }
-}
-
-/// Seconds since 1970.
-fn unix_seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    Ordering::{Acquire, Relaxed, SeqCst},
 };
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -46,6 +46,26 @@ pub(crate) struct Slot {
 #[repr(align(64))]
 struct Lonely<T>(T);
 
+/// How a reader reaches the engine thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Bell {
+    thread: Thread,
+    /// Whether a ring was cancelled since the engine last looked.
+    rung: Arc<AtomicBool>,
+}
+
+impl Bell {
+    /// A bell that wakes `thread`.
+    pub(crate) fn new(thread: Thread, rung: Arc<AtomicBool>) -> Self {
+        Self { thread, rung }
+    }
+
+    fn ring(&self) {
+        self.rung.store(true, SeqCst);
+        self.thread.unpark();
+    }
+}
+
 /// The outlet of one sequence.
 #[derive(Debug)]
 pub(crate) struct Ring {
@@ -61,13 +81,13 @@ pub(crate) struct Ring {
     cancelled: AtomicBool,
     end: OnceLock<End>,
     reader: AtomicWaker,
-    engine: Thread,
+    engine: Bell,
 }
 
 impl Ring {
     /// A ring of `capacity` tokens (rounded up to a power of two) with `alternatives` likeliest
-    /// tokens each, filled by the thread `engine`.
-    pub(crate) fn new(capacity: u32, alternatives: u8, engine: Thread) -> Arc<Self> {
+    /// tokens each, filled by the thread that `engine` wakes.
+    pub(crate) fn new(capacity: u32, alternatives: u8, engine: Bell) -> Arc<Self> {
         let capacity = capacity.max(2).next_power_of_two();
         let stride = 2 + usize::from(alternatives);
         Arc::new(Self {
@@ -138,7 +158,7 @@ impl Ring {
 
     /// Whether the reader has gone.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Acquire)
+        self.cancelled.load(SeqCst)
     }
 
     // === the reader's side ===
@@ -186,7 +206,7 @@ impl Ring {
             && self.len() <= self.low_water()
             && self.paused.swap(false, SeqCst)
         {
-            self.engine.unpark();
+            self.engine.thread.unpark();
         }
     }
 
@@ -210,8 +230,8 @@ impl Ring {
 
 impl Cancel for Ring {
     fn cancel(&self) {
-        if !self.cancelled.swap(true, Release) && self.end.get().is_none() {
-            self.engine.unpark();
+        if !self.cancelled.swap(true, SeqCst) && self.end.get().is_none() {
+            self.engine.ring();
         }
     }
 }
@@ -230,6 +250,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn bell() -> Bell {
+        Bell::new(std::thread::current(), Arc::default())
+    }
+
     fn slot(token: u32) -> Slot {
         Slot {
             token,
@@ -240,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_pauses_and_resumes_at_low_water() {
-        let ring = Ring::new(8, 0, std::thread::current());
+        let ring = Ring::new(8, 0, bell());
         let mut top = Vec::new();
         for token in 0..8 {
             assert!(ring.has_room());
@@ -260,8 +284,23 @@ mod tests {
     }
 
     #[test]
+    fn a_cancellation_rings_the_bell_once_and_not_after_the_end() {
+        let bell = bell();
+        let has_rung = || bell.rung.swap(false, SeqCst);
+        let ring = Ring::new(4, 0, bell.clone());
+        ring.cancel();
+        assert!(has_rung() && ring.is_cancelled());
+        ring.cancel();
+        assert!(!has_rung());
+        let ended = Ring::new(4, 0, bell.clone());
+        ended.end(End::Finish(Finish::Stop));
+        ended.cancel();
+        assert!(!has_rung());
+    }
+
+    #[test]
     fn alternatives_travel_with_their_token() {
-        let ring = Ring::new(4, 3, std::thread::current());
+        let ring = Ring::new(4, 3, bell());
         ring.push(slot(7), &[(7, -0.25), (9, -2.0)]);
         let mut top = vec![(1, 1.0)];
         assert_eq!(ring.pop(&mut top), Some(slot(7)));
@@ -271,7 +310,7 @@ mod tests {
     #[test]
     fn two_threads_lose_and_reorder_nothing() {
         const COUNT: u32 = 200_000;
-        let ring = Ring::new(16, 0, std::thread::current());
+        let ring = Ring::new(16, 0, bell());
         let producer = ring.clone();
         let thread = std::thread::spawn(move || {
             for token in 0..COUNT {
@@ -301,7 +340,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_order_of_pushes_and_pops_is_a_queue(steps in prop::collection::vec(any::<bool>(), 0..200)) {
-            let ring = Ring::new(8, 1, std::thread::current());
+            let ring = Ring::new(8, 1, bell());
             let mut model = std::collections::VecDeque::new();
             let mut top = Vec::new();
             let mut next = 0;

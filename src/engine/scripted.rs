@@ -28,7 +28,10 @@ use crate::generation::{
 };
 
 /// Most tokens a script may play.
-const MAX_TOKENS: u32 = 100_000_000;
+const MAX_TOKENS: u32 = Script::MAX_TOKENS;
+
+/// Longer than any request is let run.
+const NEVER: Duration = Duration::from_hours(24 * 365);
 
 /// The text of a script that has none.
 const WORDS: &str =
@@ -59,7 +62,7 @@ impl ScriptedEngine {
         Self {
             card: Card {
                 name: name.into(),
-                created: super::unix_seconds(),
+                created: clock::unix_seconds(),
                 context: MAX_TOKENS,
                 vocabulary: VOCABULARY,
                 context_trained: None,
@@ -129,14 +132,16 @@ impl Engine for ScriptedEngine {
         Box::pin(std::future::ready(bytes_of(input)))
     }
 
-    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
-        tokens
-            .iter()
-            .map(|&token| match u8::try_from(token) {
-                Ok(byte) => Ok(vec![byte]),
-                Err(_) => Err(outside(token)),
-            })
-            .collect()
+    fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>> {
+        let piece = |&token: &u32| match u8::try_from(token) {
+            Ok(byte) => Ok(vec![byte]),
+            Err(_) => Err(outside(token)),
+        };
+        Box::pin(std::future::ready(tokens.iter().map(piece).collect()))
+    }
+
+    fn is_alive(&self) -> bool {
+        true
     }
 
     fn gauges(&self) -> Gauges {
@@ -218,7 +223,8 @@ impl Play {
             Some((at, stall)) if index >= at => stall,
             _ => Duration::ZERO,
         };
-        self.first + self.pace.saturating_mul(index) + stall
+        let paced = self.pace.saturating_mul(index);
+        self.first.saturating_add(paced).saturating_add(stall)
     }
 
     /// Hands the bytes of token `index` to `take`, in at most a few slices: the text repeats.
@@ -278,12 +284,20 @@ struct ScriptedSource {
 }
 
 impl ScriptedSource {
+    /// When token `index` is due. A time that no clock can show is as good as never.
+    fn due(&self, index: u32) -> Instant {
+        let due = self.play.due(index);
+        self.base
+            .checked_add(due)
+            .unwrap_or_else(|| self.base + NEVER)
+    }
+
     /// A reader that was away while more than a ring of tokens came due: the script waited for it.
     fn hold_back(&mut self, now: Instant) {
         if self.play.pace.is_zero() {
             return;
         }
-        let full = self.base + self.play.due(self.next.saturating_add(self.ring));
+        let full = self.due(self.next.saturating_add(self.ring));
         let late = now.saturating_duration_since(full);
         if !late.is_zero() {
             self.base += late;
@@ -318,7 +332,7 @@ impl Source for ScriptedSource {
         while burst.room() > 0 {
             if let Some((at, kind)) = self.play.fail
                 && self.next >= at
-                && self.base + self.play.due(self.next) <= now
+                && self.due(self.next) <= now
             {
                 burst.failed(Failure::new(kind, "The script says that this fails here."));
                 return Poll::Ready(());
@@ -330,7 +344,7 @@ impl Source for ScriptedSource {
                 burst.finish(self.choice, self.play.finish);
                 return Poll::Ready(());
             }
-            let due = self.base + self.play.due(self.next);
+            let due = self.due(self.next);
             if due > now {
                 if took {
                     break;
@@ -376,10 +390,19 @@ fn changed(script: &Script, changes: &str) -> Result<Script, Failure> {
                 .ok_or_else(|| bad("a count"))
         };
         let positive = || count()?.try_into().map_err(|_| bad("a count above zero"));
-        let time = || humantime::parse_duration(value).map_err(|_| bad("a duration"));
+        let time = || {
+            let time = humantime::parse_duration(value).ok();
+            time.filter(|&time| time <= Script::MAX_TIME)
+                .ok_or_else(|| bad("a duration of at most a day"))
+        };
         match key {
             "tokens" => script.tokens = positive()?,
-            "size" | "token_bytes" => script.token_bytes = positive()?,
+            "size" | "token_bytes" => {
+                script.token_bytes = positive()?;
+                if script.token_bytes.get() > Script::MAX_TOKEN_BYTES {
+                    return Err(bad("a count of at most 4096"));
+                }
+            }
             "first" => script.first = time()?,
             "pace" => script.pace = time()?,
             "stall_at" => script.stall_at = Some(count()?),

@@ -9,6 +9,8 @@
 pub(crate) struct TextAssembler {
     held: Vec<u8>,
     stops: Vec<Stop>,
+    /// Bytes at the end that a stop string took away: itself, and what followed it in its last token.
+    cut: usize,
 }
 
 /// Whether the text goes on after a token.
@@ -30,7 +32,13 @@ impl TextAssembler {
                 .filter(|stop| !stop.is_empty())
                 .map(|stop| Stop::new(stop.as_bytes()))
                 .collect(),
+            cut: 0,
         }
+    }
+
+    /// How many of the last bytes taken have not been shown: held back, or cut off by a stop string.
+    pub(crate) fn unshown(&self) -> usize {
+        self.held.len() + self.cut
     }
 
     /// Takes the bytes of one token and appends to `out` what may be shown now.
@@ -42,7 +50,7 @@ impl TextAssembler {
             out.push_str(text);
             return Flow::Goes;
         }
-        for &byte in bytes {
+        for (at, &byte) in bytes.iter().enumerate() {
             self.held.push(byte);
             // Of several that end here, the one that began first; it swallows the others.
             let hit = self
@@ -52,6 +60,7 @@ impl TextAssembler {
                 .max();
             if let Some(len) = hit {
                 self.held.truncate(self.held.len() - len);
+                self.cut = len + (bytes.len() - at - 1);
                 self.finish(out);
                 return Flow::Stopped;
             }
@@ -191,6 +200,16 @@ mod tests {
         assert_eq!(assemble(&[b"abS", b"TO", b"Pmore"], &["STOP"]), hit);
         let miss = (String::from("abSTOX"), Flow::Goes);
         assert_eq!(assemble(&[b"abS", b"TO", b"X"], &["STOP"]), miss);
+    }
+
+    #[test]
+    fn what_is_unshown_is_what_is_held_and_then_what_was_cut() {
+        let mut assembler = TextAssembler::new(&["STOP".to_owned()]);
+        let mut out = String::new();
+        assembler.push(b"abST", &mut out);
+        assert_eq!((out.as_str(), assembler.unshown()), ("ab", 2));
+        assert_eq!(assembler.push(b"OPmore", &mut out), Flow::Stopped);
+        assert_eq!((out.as_str(), assembler.unshown()), ("ab", 8));
     }
 
     #[test]

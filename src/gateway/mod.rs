@@ -176,8 +176,8 @@ impl Gateway {
     ///
     /// # Errors
     /// `Invalid` for an id outside the vocabulary, and as [`Gateway::tokenize`].
-    pub fn pieces(&self, model: &str, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
-        self.engine(model)?.pieces(tokens)
+    pub async fn pieces(&self, model: &str, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
+        self.engine(model)?.pieces(tokens).await
     }
 
     fn engine(&self, model: &str) -> Result<Arc<dyn Engine>, Failure> {
@@ -234,6 +234,12 @@ impl Gateway {
         self.phase.fetch_max(phase as u8, SeqCst);
     }
 
+    /// Ends the open streams with an error and lets no more begin; returns how many there were.
+    pub fn end_streams(&self) -> usize {
+        self.enter(Phase::Over);
+        self.watch.cut_all(&draining())
+    }
+
     /// Waits up to `timeout` for the open streams to end, then ends the rest with an error; returns
     /// how many those were.
     pub async fn finish_streams(&self, timeout: Duration) -> usize {
@@ -242,8 +248,7 @@ impl Gateway {
         if tokio::time::timeout(timeout, all).await.is_ok() {
             return 0;
         }
-        self.enter(Phase::Over);
-        self.watch.cut_all(&draining())
+        self.end_streams()
     }
 }
 

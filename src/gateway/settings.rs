@@ -113,7 +113,7 @@ impl Default for Limits {
 }
 
 /// Longer than anything that is waited for, and short enough to be added to any clock.
-pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(crate) const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// A duration that can pass: above zero, at most a year.
 pub(crate) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

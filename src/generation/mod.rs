@@ -14,6 +14,7 @@ mod burst;
 pub mod clock;
 mod failure;
 mod outcome;
+pub mod ranges;
 mod request;
 mod stream;
 mod watch;
@@ -21,7 +22,7 @@ mod watch;
 use std::pin::Pin;
 
 pub use burst::{Burst, Event, Scored, TokenLogprob};
-pub use failure::{Failure, Kind};
+pub use failure::{Failure, Kind, chain};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
 pub use request::{
     Caller, Deadlines, Dry, Input, Message, Mirostat, Request, RequestId, Role, Sampling, Xtc,

@@ -146,7 +146,7 @@ impl Deadlines {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sampling {
-    /// Softens (`> 1`) or sharpens (`< 1`) the distribution; 0 is greedy. Range 0..=2^8; default 0.8.
+    /// Softens (`> 1`) or sharpens (`< 1`) the distribution; 0 is greedy. Range 0..=5; default 0.8.
     pub temperature: Option<f32>,
     /// Keep the `k` likeliest; 0 keeps all. Default 40.
     pub top_k: Option<u32>,
@@ -170,7 +170,7 @@ pub struct Sampling {
     pub xtc: Option<Xtc>,
     /// Mirostat 2 (arXiv 2007.14966); replaces `top_k`, `top_p`, `min_p`, typical and XTC when present.
     pub mirostat: Option<Mirostat>,
-    /// Added to the logits of these token ids; -100 or less bans the token.
+    /// Added to the logits of these token ids. Range -100..=100; -100 bans the token.
     #[serde(default)]
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random numbers; absent means a fresh one per request.

@@ -1,14 +1,14 @@
 //! A model's name to a ready engine.
 //!
-//! The set of models is fixed by the configuration; each of them is loading, ready or failed. A
+//! The set of models is fixed by the configuration; each of them is loading, ready, failed or dead. A
 //! lookup takes a read lock for a few nanoseconds, once per request.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::engine::{Engine, Plan};
+use crate::engine::{Engine, Loading, Plan};
 use crate::generation::{
-    Burst, Caller, Deadlines, Event, Failure, Input, Kind, Request, RequestId, Sampling,
+    Burst, Caller, Deadlines, Event, Failure, Input, Kind, Request, RequestId, Sampling, chain,
 };
 use crate::telemetry::{Metrics, ModelMetrics};
 
@@ -21,10 +21,13 @@ enum State {
     Loading,
     Ready(Arc<dyn Engine>),
     Failed(Arc<str>),
+    /// It was ready, and its engine ended although nobody stopped it.
+    Dead,
 }
 
 struct Entry {
     plan: Plan,
+    loading: Arc<Loading>,
     state: RwLock<State>,
 }
 
@@ -39,6 +42,7 @@ impl Registry {
     pub fn new(plans: Vec<Plan>) -> Arc<Self> {
         let entries = plans.into_iter().map(|plan| Entry {
             plan,
+            loading: Arc::default(),
             state: RwLock::new(State::Loading),
         });
         Arc::new(Self {
@@ -55,19 +59,23 @@ impl Registry {
         let mut first = Ok(());
         for entry in &self.entries {
             let name = entry.plan.name();
-            let loaded = load(&entry.plan, metrics.model(name).clone()).await;
+            let loaded = load(entry, metrics.model(name).clone()).await;
             let state = match loaded {
                 Ok(engine) => State::Ready(engine),
                 Err(reason) => {
                     let message = format!("model {name:?}: {reason}");
-                    tracing::error!(model = name, reason, "the model did not load");
+                    if entry.loading.is_stopped() {
+                        tracing::info!(model = name, "loading was stopped");
+                    } else {
+                        tracing::error!(model = name, reason, "the model did not load");
+                    }
                     if first.is_ok() {
                         first = Err(message);
                     }
                     State::Failed(reason.into())
                 }
             };
-            *entry.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            entry.set(state);
         }
         first
     }
@@ -76,7 +84,8 @@ impl Registry {
     /// the name of a scripted model is for the engine.
     ///
     /// # Errors
-    /// `NotFound` names the models that there are; `NotReady` while the model loads or if it failed.
+    /// `NotFound` names the models that there are; `NotReady` while the model loads, if that failed, or
+    /// if its engine has died.
     pub fn engine(&self, name: &str) -> Result<Arc<dyn Engine>, Failure> {
         let entry = self.entry(name).ok_or_else(|| self.unknown(name))?;
         match entry.state() {
@@ -90,6 +99,14 @@ impl Registry {
             State::Failed(_) => Err(Failure::new(
                 Kind::NotReady,
                 format!("The model {:?} could not be loaded.", entry.plan.name()),
+            )
+            .with_code("model_failed")),
+            State::Dead => Err(Failure::new(
+                Kind::NotReady,
+                format!(
+                    "The engine of {:?} stopped unexpectedly.",
+                    entry.plan.name()
+                ),
             )
             .with_code("model_failed")),
         }
@@ -111,7 +128,7 @@ impl Registry {
     pub fn ready(&self) -> Vec<Arc<dyn Engine>> {
         let engines = self.entries.iter().filter_map(|entry| match entry.state() {
             State::Ready(engine) => Some(engine),
-            State::Loading | State::Failed(_) => None,
+            State::Loading | State::Failed(_) | State::Dead => None,
         });
         engines.collect()
     }
@@ -122,16 +139,23 @@ impl Registry {
         let reasons = self.entries.iter().filter_map(|entry| {
             let reason = match entry.state() {
                 State::Ready(_) => return None,
-                State::Loading => "loading".to_owned(),
+                State::Loading => match entry.loading.percent() {
+                    0 => "loading".to_owned(),
+                    percent => format!("loading, {percent} %"),
+                },
                 State::Failed(reason) => reason.to_string(),
+                State::Dead => "the engine stopped unexpectedly".to_owned(),
             };
             Some((entry.plan.name().to_owned(), reason))
         });
         reasons.collect()
     }
 
-    /// Stops every engine and waits for its threads.
+    /// Ends what is being loaded, stops every engine and waits for its threads.
     pub async fn stop(&self) {
+        for entry in &self.entries {
+            entry.loading.stop();
+        }
         for engine in self.ready() {
             engine.stop().await;
         }
@@ -168,20 +192,51 @@ impl Registry {
 }
 
 impl Entry {
+    /// Where the model stands. An engine that has died is noticed here, and reported once.
     fn state(&self) -> State {
-        self.state
+        let state = self
+            .state
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .clone();
+        match state {
+            State::Ready(engine) if !engine.is_alive() => {
+                if let State::Ready(_) = self.set(State::Dead) {
+                    let model = self.plan.name();
+                    tracing::error!(model, "the engine stopped unexpectedly");
+                }
+                State::Dead
+            }
+            state => state,
+        }
+    }
+
+    /// Sets the state; returns the one before.
+    fn set(&self, state: State) -> State {
+        let mut current = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, state)
     }
 }
 
-async fn load(plan: &Plan, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engine>, String> {
-    let loading = plan.clone();
-    let engine = tokio::task::spawn_blocking(move || loading.load(&metrics))
+async fn load(entry: &Entry, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engine>, String> {
+    let stopped = || Err("loading was stopped".to_owned());
+    if entry.loading.is_stopped() {
+        return stopped();
+    }
+    let (plan, loading) = (entry.plan.clone(), entry.loading.clone());
+    let engine = tokio::task::spawn_blocking(move || plan.load(&metrics, &loading))
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| chain(&error))?;
+    if entry.loading.is_stopped() {
+        // It came too late for `Registry::stop` to see it.
+        engine.stop().await;
+        return stopped();
+    }
+    if entry.plan.is_scripted() {
+        // A script has nothing that could be broken, and may well be there to play a failure.
+        return Ok(engine);
+    }
     match tokio::time::timeout(PROBE_TIMEOUT, probe(&*engine)).await {
         Ok(Ok(())) => Ok(engine),
         Ok(Err(failure)) => Err(format!("a test generation failed: {}", chain(&failure))),
@@ -225,19 +280,4 @@ async fn probe(engine: &dyn Engine) -> Result<(), Failure> {
             }
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        // Some errors already say what their source says.
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = error.source();
-    }
-    text
 }

@@ -1,12 +1,11 @@
 //! What is counted and logged about one request: its outcome once, its times, one wide log line.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::metrics::{ModelMetrics, Route};
-use crate::generation::{Failure, Outcome, Record, Recorder, RequestId, Usage, clock};
+use crate::generation::{Failure, Outcome, Record, Recorder, RequestId, Usage, chain, clock};
 
 /// Records one request. Made when the request is accepted, then given to its stream, or told that
 /// it was [refused](Self::refused). One that is dropped untold was left by its client.
@@ -79,7 +78,7 @@ impl RequestRecorder {
                     max_gap_ms = f64::from(record.max_gap_us) / 1e3,
                     code = failure.and_then(|failure| failure.code),
                     param = failure.and_then(|failure| failure.param.as_deref()),
-                    error = failure.map(causes).as_deref(),
+                    error = failure.map(|failure| chain(failure)).as_deref(),
                     "request ended"
                 )
             };
@@ -143,18 +142,6 @@ impl Drop for RequestRecorder {
 fn millis(duration: Duration) -> f64 {
     // Whole microseconds, so that a line does not end in noise.
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// The public message and the private causes behind it.
-fn causes(failure: &Failure) -> String {
-    let mut text = failure.message.trim_end_matches('.').to_owned();
-    let mut cause = failure.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ const OTHER_FILES: u64 = 160;
 
 /// Raises this process's soft limit of open files towards `connections`, as far as the system lets it,
 /// and says how many connections then fit. Many systems start programs with 1,024.
+#[must_use]
 pub fn make_room(connections: u64) -> u64 {
     let wanted = connections.saturating_add(OTHER_FILES);
     let limit = getrlimit(Resource::Nofile);

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -123,8 +123,15 @@ async fn identify(State(context): State<Context>, mut request: Request, next: Ne
         .and_then(RequestId::parse)
         .unwrap_or_else(RequestId::random);
     let value = HeaderValue::from_str(id.as_str()).ok();
+    // RFC 9112, section 3.2: a request of HTTP/1.1 without it is answered with 400.
+    let lacks_host = request.version() == axum::http::Version::HTTP_11
+        && !request.headers().contains_key(header::HOST);
     request.extensions_mut().insert(id);
-    let mut response = next.run(request).await;
+    let mut response = if lacks_host {
+        fail(&Failure::invalid("host", "The request has no Host header."))
+    } else {
+        next.run(request).await
+    };
     if let Some(value) = value {
         response.headers_mut().insert(REQUEST_ID, value);
     }
@@ -251,7 +258,7 @@ async fn detokenize(State(context): State<Context>, request: Request) -> Respons
         tokenize::parse_detokenize,
         |asked| &asked.model,
         async |asked| {
-            let pieces = context.gateway.pieces(&asked.model, &asked.tokens)?;
+            let pieces = context.gateway.pieces(&asked.model, &asked.tokens).await?;
             let mut out = BytesMut::new();
             tokenize::write_content(&pieces, &mut out);
             Ok(out)
@@ -297,7 +304,7 @@ pub(super) async fn write_tokens(
         .tokenize(&asked.model, &asked.input, options)
         .await?;
     let pieces = if asked.with_pieces {
-        Some(gateway.pieces(&asked.model, &tokens)?)
+        Some(gateway.pieces(&asked.model, &tokens).await?)
     } else {
         None
     };
@@ -397,37 +404,59 @@ pub(super) async fn read_counted<T>(
 }
 
 async fn read_body(context: &Context, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
-    let most = context.max_body_bytes;
-    let too_large = || {
-        Failure::new(
-            Kind::TooLarge,
-            format!("The body is larger than the {most} bytes that this server takes."),
-        )
-    };
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Failure::new(
             Kind::UnsupportedMedia,
             "Compressed request bodies are not supported.",
         ));
     }
-    if body.size_hint().lower() > most as u64 {
-        return Err(too_large());
-    }
-    let whole = Limited::new(body, most).collect();
-    match tokio::time::timeout(context.body_timeout, whole).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(Failure::new(Kind::Invalid, "The request body broke off.").with_source(error))
+    // Who asks first is told before anything is sent.
+    let asks_first = headers.contains_key(header::EXPECT);
+    let whole = gather(body, context.max_body_bytes, asks_first);
+    tokio::time::timeout(context.body_timeout, whole)
+        .await
+        .unwrap_or_else(|_| {
+            let limit = humantime::format_duration(context.body_timeout);
+            Err(Failure::new(
+                Kind::SlowRequest,
+                format!("The request body did not arrive within {limit}."),
+            ))
+        })
+}
+
+/// A body that is too large is read on for so many times its bound, and thrown away, while it comes
+/// without a pause: a client that is still writing when its connection closes never sees the answer
+/// that says why.
+const OVERRUN: usize = 8;
+const PAUSE: Duration = Duration::from_millis(200);
+
+async fn gather(mut body: Body, most: usize, asks_first: bool) -> Result<Bytes, Failure> {
+    let broken = |error: axum::Error| {
+        Failure::new(Kind::Invalid, "The request body broke off.").with_source(error)
+    };
+    let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut whole = BytesMut::new();
+    let mut seen = 0usize;
+    while seen.max(declared) <= most {
+        let Some(frame) = body.frame().await else {
+            return Ok(whole.freeze());
+        };
+        if let Ok(data) = frame.map_err(broken)?.into_data() {
+            seen = seen.saturating_add(data.len());
+            whole.extend_from_slice(&data);
         }
-        Err(_) => Err(Failure::new(
-            Kind::SlowRequest,
-            format!(
-                "The request body did not arrive within {}.",
-                humantime::format_duration(context.body_timeout)
-            ),
-        )),
     }
+    drop(whole);
+    while !asks_first && seen <= most.saturating_mul(OVERRUN) {
+        let Ok(Some(Ok(frame))) = tokio::time::timeout(PAUSE, body.frame()).await else {
+            break;
+        };
+        seen = seen.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+    }
+    Err(Failure::new(
+        Kind::TooLarge,
+        format!("The body is larger than the {most} bytes that this server takes."),
+    ))
 }
 
 /// A page of another site may not spend this server's tokens through its visitor's browser. Browsers

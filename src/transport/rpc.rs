@@ -100,13 +100,13 @@ async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
         }
         Method::Detokenize(asked) => {
             let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
-            let pieces = context.gateway.pieces(&asked.model, &asked.tokens);
-            let content = pieces.map(|pieces| {
+            let pieces = context.gateway.pieces(&asked.model, &asked.tokens).await;
+            let written = pieces.map(|pieces| {
                 let mut out = BytesMut::new();
                 tokenize::write_content(&pieces, &mut out);
                 out
             });
-            result_or_failure(&reply, &recorder, content)
+            result_or_failure(&reply, &recorder, written)
         }
         Method::Cancel(id) => {
             let count = context.gateway.cancel(&id);

@@ -154,7 +154,40 @@ async fn an_http2_reader_that_stops_holds_up_neither_the_engine_nor_its_neighbou
             m.ended("stalled") == 1 && m.running() == 0
         })
         .await;
+    // Its window stays shut while its connection answers pings; after as long again that ends, too.
+    gateway
+        .until("its connection is gone", |m| {
+            m.sum("connections_open", &[]) == 0
+        })
+        .await;
     drop(stalled);
+}
+
+#[tokio::test]
+async fn an_http2_connection_with_nothing_to_ask_is_closed() {
+    let setup = gateway().scripted().with(
+        "[server]
+idle_timeout = '300ms'",
+    );
+    let gateway = setup.start().await;
+    let sender = http2(&gateway).await;
+    let url = format!("{}/v1/chat/completions", gateway.url());
+    let slow = chat_body(
+        "scripted?tokens=3&pace=400ms&text=abcd",
+        "x",
+        r#""stream":true"#,
+    );
+    let answer = answer_over(sender.clone(), url, slow).await;
+    assert_eq!(answer.text(), "abcd".repeat(3), "busy is not idle");
+    gateway
+        .until("it is closed", |m| m.sum("connections_open", &[]) == 0)
+        .await;
+    within(async {
+        while !sender.is_closed() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

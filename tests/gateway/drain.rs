@@ -137,3 +137,31 @@ async fn an_idle_server_drains_in_its_lag() {
     );
     assert_eq!(idle.read_to_end().await, "");
 }
+
+#[tokio::test]
+async fn a_reader_who_was_cut_off_long_ago_does_not_hold_up_a_drain() {
+    let mut gateway = gateway()
+        .scripted()
+        .with("[stream]\nstall_timeout = '10s'\n[drain]\nlag = '0s'\ntimeout = '20s'")
+        .start()
+        .await;
+    let ask = gateway
+        .chat("scripted?tokens=100000000", "x", r#""stream":true"#)
+        .header("x-request-timeout", "300ms");
+    let _unread = ask.receive_buffer(4096).send().await;
+    let cut = gateway
+        .until("it is cut off", |m| m.ended("deadline") == 1)
+        .await;
+    assert_eq!(
+        cut.sum("streams_open", &[]),
+        0,
+        "what has ended is not open"
+    );
+    let started = Instant::now();
+    let drained = gateway.drain();
+    within(drained).await.expect("it ends");
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "its connection gets a few seconds to take the reason, not all of drain.timeout"
+    );
+}

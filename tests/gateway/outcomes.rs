@@ -138,3 +138,38 @@ async fn after_a_mixed_run_the_outcomes_add_up_to_the_requests() {
     assert_eq!(metrics.ended_in_all(), sent);
     assert_eq!(expected.map(|(_, count)| count).iter().sum::<u64>(), sent);
 }
+
+#[tokio::test]
+async fn the_tokens_of_a_stream_that_was_cut_off_are_counted_once() {
+    let gateway = gateway().scripted().start().await;
+    let ask = gateway
+        .chat("scripted?pace=10ms&tokens=1000&text=abcd", "x", STREAM)
+        .header("x-request-timeout", "500ms");
+    let answer = ask.send().await.text().await;
+    gateway
+        .until("it has ended", |m| m.ended("deadline") == 1)
+        .await;
+    let counted = gateway
+        .metrics()
+        .await
+        .sum("tokens_total", &["kind=\"output\""]);
+    let delivered = u64::try_from(answer.matches(r#""content":"abcd""#).count()).unwrap();
+    assert!(delivered >= 20, "{delivered}");
+    // One more may have been taken from the script when the deadline struck.
+    assert!(
+        (delivered..=delivered + 1).contains(&counted),
+        "{counted} counted, {delivered} delivered"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_body_is_complete_is_counted() {
+    let gateway = gateway().scripted().start().await;
+    let mut client = gateway.connect().await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    assert!(client.send(head).await);
+    drop(client);
+    gateway
+        .until("it is counted", |m| m.ended_in_all() == 1)
+        .await;
+}

@@ -26,7 +26,7 @@ impl BareLoop {
     /// # Errors
     /// As loading an engine.
     pub fn new(weights: &Weights, settings: &Settings) -> Result<Self, LoadError> {
-        let (model, _) = load::map("bare", weights, settings, &Process::default())?;
+        let (model, _) = load::map(weights, settings, &Process::default(), &Arc::default())?;
         let model = Arc::new(model);
         let params = load::context_params(settings, &model);
         Ok(Self {
@@ -34,7 +34,7 @@ impl BareLoop {
             batch: Batch::with_capacity(params.batch as usize),
             rows: params.sequences,
             position: 0,
-            last: params.cells - 1,
+            last: params.context - 1,
         })
     }
 

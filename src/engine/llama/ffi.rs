@@ -133,8 +133,10 @@ unsafe extern "C" fn log_line(level: sys::ggml_log_level, text: *const c_char, _
 /// How a context is made.
 #[derive(Clone, Debug)]
 pub(super) struct ContextParams {
-    /// KV cells per sequence on a split layout, in all on a unified one.
-    pub(super) cells: u32,
+    /// Tokens that a sequence may hold.
+    pub(super) context: u32,
+    /// KV cells in all: those of every sequence on a split layout, the pool on a unified one.
+    pub(super) cells: u64,
     /// Sequences at once.
     pub(super) sequences: u32,
     /// One pool of cells for all sequences instead of one each.
@@ -163,7 +165,7 @@ pub(super) struct Context {
     model: Arc<LlamaModel>,
     abort: Arc<AtomicBool>,
     vocabulary: usize,
-    max_rows: usize,
+    max_rows: u32,
     sequences: u32,
     seq_pointers: Vec<*mut sys::llama_seq_id>,
     one: Vec<i32>,
@@ -182,11 +184,8 @@ impl Context {
 
         // SAFETY: returns a plain struct by value.
         let mut raw_params = unsafe { sys::llama_context_default_params() };
-        let streams = if params.unified { 1 } else { params.sequences };
-        raw_params.n_ctx = params
-            .cells
-            .checked_mul(streams)
-            .ok_or(LlamaError::Bounds("context times parallel is too large"))?;
+        raw_params.n_ctx = u32::try_from(params.cells)
+            .map_err(|_| LlamaError::Bounds("context times parallel is too large"))?;
         raw_params.n_batch = params.batch;
         raw_params.n_ubatch = params.batch;
         raw_params.n_seq_max = params.sequences;
@@ -209,6 +208,8 @@ impl Context {
         // flag that the parameters point to does too.
         let raw = unsafe { sys::llama_init_from_model(model_pointer, raw_params) };
         let raw = NonNull::new(raw).ok_or_else(|| LlamaError::Context(take_errors()))?;
+        // SAFETY: a live context. It takes less than was asked for when its cells are fewer.
+        let max_rows = unsafe { sys::llama_n_batch(raw.as_ptr()) }.min(params.batch);
         let mut context = Self {
             // SAFETY: `raw` is a live context.
             memory: unsafe { sys::llama_get_memory(raw.as_ptr()) },
@@ -217,10 +218,10 @@ impl Context {
             vocabulary: usize::try_from(model.n_vocab()).unwrap_or(0),
             model,
             abort,
-            max_rows: params.batch as usize,
+            max_rows,
             sequences: params.sequences,
-            seq_pointers: Vec::with_capacity(params.batch as usize),
-            one: vec![1; params.batch as usize],
+            seq_pointers: Vec::with_capacity(max_rows as usize),
+            one: vec![1; max_rows as usize],
         };
         if context.memory.is_null() {
             return Err(LlamaError::Context(vec![
@@ -250,10 +251,15 @@ impl Context {
         Ok(())
     }
 
+    /// Most rows of one call.
+    pub(super) fn max_rows(&self) -> u32 {
+        self.max_rows
+    }
+
     /// Computes the rows of `batch`. Their logits are readable until the next call.
     pub(super) fn decode(&mut self, batch: &mut Batch) -> Result<(), LlamaError> {
         let rows = batch.tokens.len();
-        if rows == 0 || rows > self.max_rows {
+        if rows == 0 || rows > self.max_rows as usize {
             return Err(LlamaError::Bounds("a batch has 1 to n_batch rows"));
         }
         let vocabulary = self.vocabulary;

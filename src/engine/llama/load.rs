@@ -17,8 +17,9 @@ use super::template::ChatTemplate;
 use super::vocab::Vocabulary;
 use super::worker::{self, Counters, Job, Setup};
 use super::{LlamaEngine, Shared, default_threads};
-use crate::engine::Card;
 use crate::engine::config::{self, FlashAttention, KvLayout, KvType, Process, Settings};
+use crate::engine::ring::Bell;
+use crate::engine::{Card, Loading};
 use crate::telemetry::ModelMetrics;
 
 /// Tokens per sequence when the configuration names none: enough for a chat, and 16 of them of a
@@ -71,6 +72,9 @@ pub enum LoadError {
         /// Its own words.
         reason: String,
     },
+    /// The process is to end.
+    #[error("loading was stopped")]
+    Stopped,
     /// The model's chat template does not parse.
     #[error("the chat template does not parse: {0}")]
     Template(minijinja::Error),
@@ -93,10 +97,11 @@ pub(super) fn load(
     process: &Process,
     ring: usize,
     metrics: &Arc<ModelMetrics>,
+    loading: &Arc<Loading>,
 ) -> Result<Arc<LlamaEngine>, LoadError> {
-    let (model, summary) = map(name, weights, settings, process)?;
+    let (model, summary) = map(weights, settings, process, loading)?;
     let model = Arc::new(model);
-    let vocabulary = Arc::new(Vocabulary::new(model.clone(), summary.tokenizer == "gpt2"));
+    let vocabulary = Arc::new(Vocabulary::new(model.clone(), &summary.tokenizer));
     let template = template(
         name,
         settings,
@@ -109,26 +114,36 @@ pub(super) fn load(
         model = name,
         architecture = summary.architecture.as_str(),
         weights = summary.weights.as_str(),
-        context = params.cells,
+        context = params.context,
+        kv_cells = params.cells,
         parallel = params.sequences,
         threads = params.threads,
         "model loaded"
     );
+    if params.context > model.n_ctx_train() {
+        tracing::warn!(
+            model = name,
+            context = params.context,
+            trained = model.n_ctx_train(),
+            "the context is longer than the model was trained for"
+        );
+    }
     Ok(Arc::new(LlamaEngine {
+        bell: Bell::new(running.join.thread().clone(), running.cancelled),
         thread: running.join.thread().clone(),
         inbox: running.inbox,
         join: Mutex::new(Some(running.join)),
         counters: running.counters,
         stopping: running.stopping,
         abort: running.abort,
-        kv_capacity: kv_cells(&params),
+        kv_capacity: params.cells,
         places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
         shared: Arc::new(Shared {
             card: Card {
                 name: name.into(),
-                created: crate::engine::unix_seconds(),
-                context: params.cells,
+                created: crate::generation::clock::unix_seconds(),
+                context: params.context,
                 vocabulary: u32::try_from(vocabulary.len()).unwrap_or(u32::MAX),
                 context_trained: Some(model.n_ctx_train()),
                 parameters: Some(model.n_params()),
@@ -142,12 +157,39 @@ pub(super) fn load(
     }))
 }
 
+/// What can be said of a file without loading it: whether it is sound, and whether its chat template,
+/// or the one that `settings` put in its place, parses.
+///
+/// # Errors
+/// As [`LlamaEngine::load`], for what needs no llama.cpp.
+pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError> {
+    let unreadable = |source| LoadError::Read {
+        path: path.display().to_string(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let summary = gguf::check(&file, length).map_err(|source| LoadError::Gguf {
+        path: path.display().to_string(),
+        source,
+    })?;
+    if !summary.generates {
+        return Err(LoadError::Kind {
+            path: path.display().to_string(),
+        });
+    }
+    let configured = configured_template(settings)?;
+    let source = configured.as_deref().or(summary.chat_template.as_deref());
+    ChatTemplate::new(source, "", "").map_err(LoadError::Template)?;
+    Ok(())
+}
+
 /// Checks a GGUF and lets llama.cpp map it.
 pub(super) fn map(
-    name: &str,
     weights: &Weights,
     settings: &Settings,
     process: &Process,
+    loading: &Arc<Loading>,
 ) -> Result<(LlamaModel, Summary), LoadError> {
     let backend = ffi::backend(match process.numa {
         config::Numa::Off => Numa::Off,
@@ -176,9 +218,13 @@ pub(super) fn map(
     // By descriptor: what was checked is what is loaded, whatever happens to the path meanwhile.
     let path = descriptor_path(&file);
     ffi::take_errors();
-    let model = LlamaModel::load_from_file(backend, &path, &model_params(name, settings));
+    let model =
+        LlamaModel::load_from_file(backend, &path, &model_params(settings, loading.clone()));
     let model = model.map_err(|error| {
         let lines = ffi::take_errors();
+        if loading.is_stopped() {
+            return LoadError::Stopped;
+        }
         LoadError::Llama {
             path: label.clone(),
             reason: if lines.is_empty() {
@@ -198,6 +244,7 @@ struct Running {
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
+    cancelled: Arc<AtomicBool>,
 }
 
 /// Starts the engine thread, which makes the context and owns it; returns when it is ready.
@@ -212,6 +259,7 @@ fn start(
     let counters = Arc::new(Counters::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let abort = Arc::new(AtomicBool::new(false));
+    let cancelled = Arc::new(AtomicBool::new(false));
     let places = settings.parallel.saturating_add(settings.waiting);
     let (inbox, work) = mpsc::sync_channel(places as usize);
     let (ready, started) = mpsc::sync_channel(1);
@@ -221,36 +269,39 @@ fn start(
             *flag = true;
         }
     }
-    let decode_rows = if params.unified && gpu_layers(settings) == 0 {
-        UNIFIED_CPU_ROWS.min(params.batch)
+    let most_decode_rows = if params.unified && gpu_layers(settings) == 0 {
+        UNIFIED_CPU_ROWS
     } else {
-        params.batch
+        u32::MAX
     };
     let prefill_chunk = settings.prefill_chunk;
-    let shared = (counters.clone(), stopping.clone(), abort.clone());
+    let shared = (counters.clone(), stopping.clone(), cancelled.clone());
+    let abort_flag = abort.clone();
     let (params, model, metrics) = (params.clone(), model.clone(), metrics.clone());
     let join = std::thread::Builder::new()
         .name(format!("engine-{name}"))
         .spawn(move || {
-            let (counters, stopping, abort) = shared;
-            let context = match Context::new(model, &params, abort) {
+            let (counters, stopping, cancelled) = shared;
+            let context = match Context::new(model, &params, abort_flag) {
                 Ok(context) => context,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
                 }
             };
+            let batch = context.max_rows();
             let setup = Setup {
                 context,
                 inbox: work,
                 counters,
                 metrics,
                 stopping,
-                cells: kv_cells(&params),
+                cancelled,
+                cells: params.cells,
                 sequences: params.sequences,
-                decode_rows,
+                decode_rows: most_decode_rows.min(batch),
                 prefill_chunk,
-                batch: params.batch,
+                batch,
                 one_prompt_per_call: params.unified,
                 eog: eog.into(),
             };
@@ -267,11 +318,8 @@ fn start(
         counters,
         stopping,
         abort,
+        cancelled,
     })
-}
-
-fn kv_cells(params: &ContextParams) -> u64 {
-    u64::from(params.cells) * u64::from(params.sequences)
 }
 
 fn open(weights: &Weights) -> io::Result<File> {
@@ -320,23 +368,13 @@ fn descriptor_path(file: &File) -> PathBuf {
     Path::new(directory).join(file.as_raw_fd().to_string())
 }
 
-fn model_params(name: &str, settings: &Settings) -> LlamaModelParams {
-    let name = name.to_owned();
-    let mut tenths = 0;
+fn model_params(settings: &Settings, loading: Arc<Loading>) -> LlamaModelParams {
     LlamaModelParams::default()
         .with_use_mmap(settings.mmap)
         .with_use_mlock(settings.mlock)
         .with_n_gpu_layers(gpu_layers(settings))
         .with_main_gpu(i32::try_from(settings.main_gpu).unwrap_or(0))
-        .with_progress_callback(move |done| {
-            #[expect(clippy::cast_possible_truncation, reason = "0.0 to 1.0")]
-            let now = (done * 10.0) as i32;
-            if now > tenths {
-                tenths = now;
-                tracing::debug!(model = name, percent = tenths * 10, "loading");
-            }
-            true
-        })
+        .with_progress_callback(move |done| loading.goes_on(done))
 }
 
 /// All layers in a build that can use a GPU, none otherwise, unless the configuration says.
@@ -345,21 +383,24 @@ fn gpu_layers(settings: &Settings) -> u32 {
     settings.gpu_layers.unwrap_or(if has_gpu { 999 } else { 0 })
 }
 
+fn configured_template(settings: &Settings) -> Result<Option<String>, LoadError> {
+    let Some(path) = &settings.chat_template else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
+        path: path.display().to_string(),
+        source,
+    })?;
+    Ok(Some(text))
+}
+
 fn template(
     name: &str,
     settings: &Settings,
     own: Option<&str>,
     vocabulary: &Vocabulary,
 ) -> Result<ChatTemplate, LoadError> {
-    let configured = match &settings.chat_template {
-        None => None,
-        Some(path) => Some(
-            std::fs::read_to_string(path).map_err(|source| LoadError::Read {
-                path: path.display().to_string(),
-                source,
-            })?,
-        ),
-    };
+    let configured = configured_template(settings)?;
     let source = configured.as_deref().or(own);
     if source.is_none() {
         tracing::warn!(model = name, "the model has no chat template; using ChatML");
@@ -371,11 +412,19 @@ fn template(
 pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> ContextParams {
     let threads = settings.threads.map_or_else(default_threads, Into::into);
     let threads_prefill = settings.threads_prefill.map_or(threads, Into::into);
-    let cells = settings
-        .context
-        .map_or_else(|| model.n_ctx_train().min(DEFAULT_CONTEXT), u32::from);
+    let pool = settings.kv_cells.map(u32::from);
+    let context = settings.context.map_or_else(
+        || {
+            let usual = model.n_ctx_train().min(DEFAULT_CONTEXT);
+            usual.min(pool.unwrap_or(u32::MAX))
+        },
+        u32::from,
+    );
+    // In a split cache every sequence has its own; a pool is as large as it is said to be.
+    let each = u64::from(context) * u64::from(settings.parallel);
     ContextParams {
-        cells,
+        context,
+        cells: pool.map_or(each, u64::from),
         sequences: settings.parallel,
         unified: settings.kv_layout == KvLayout::Unified,
         batch: settings.batch,

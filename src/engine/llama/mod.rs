@@ -18,18 +18,21 @@ mod worker;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use self::sampling::{Breakers, Sampler, SamplingError};
+use tokio::sync::Semaphore;
+
+use self::sampling::{Breakers, Sampler};
 use self::source::LlamaSource;
 use self::template::ChatTemplate;
 use self::vocab::{Guards, Vocabulary};
 use self::worker::{Counters, Job, Place};
-use super::config::{KvType, Settings};
-use super::ring::Ring;
-use super::{Card, Engine, Gauges, Started, TokenizeOptions};
+use super::config::Settings;
+use super::ring::{Bell, Ring};
+use super::{Card, Engine, Gauges, Loading, Started, TokenizeOptions};
+use crate::generation::ranges::OutOfRange;
 use crate::generation::{
     BoxFuture, Failure, Input, Kind, Message, Request, Sampling, Source, Usage,
 };
@@ -41,16 +44,23 @@ pub use self::load::{LoadError, Weights};
 /// The demo model, a GGUF of 4.7 MB; `demo/README.md` tells how it was made.
 pub const DEMO: &[u8] = include_bytes!("demo/sluicegate-demo-q8_0.gguf");
 
-/// How the demo model is run. It is at its best with little randomness. Its heads are 32 wide, for which
-/// ggml's half-precision dot product falls back to scalar code: quantized K/V is 1.6 times as fast.
+/// How the demo model is run. It is at its best with little randomness. (Quantized K/V would be 1.6 times
+/// as fast, because ggml has no vector code for half-precision heads of 32; but then a seed would no
+/// longer give the same text beside other streams.)
 #[must_use]
 pub fn demo_settings() -> Settings {
     let mut settings = Settings::default();
     settings.context = NonZeroU32::new(2048);
-    settings.kv_type_k = KvType::Q8_0;
-    settings.kv_type_v = KvType::Q8_0;
     settings.sampling.temperature = Some(0.3);
     settings
+}
+
+/// Checks a file and its chat template without loading it.
+///
+/// # Errors
+/// What [`LlamaEngine::load`] would find.
+pub fn inspect(path: &std::path::Path, settings: &Settings) -> Result<(), LoadError> {
+    load::inspect(path, settings)
 }
 
 /// When to come back after a full queue. A guess that suits small models and large ones alike.
@@ -60,11 +70,35 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// tokenizes about 5 MB/s: 2 KiB hold a runtime thread for less than half a millisecond.
 const TOKENIZE_INLINE: usize = 2 * 1024;
 
+/// Token lists up to this long become bytes where they are, longer ones on the blocking pool.
+const PIECES_INLINE: usize = 4096;
+
+/// Who may use the blocking pool now, all models together: about as many as there are cores. The pool
+/// has hundreds of threads, and a flood of long texts would take all of them from everybody else.
+static HEAVY: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new(cores))
+});
+
+/// Runs `work` on the blocking pool, when its turn has come. Once begun it is finished, and keeps its
+/// turn until then, whether or not anybody still waits for it.
+async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let turn = HEAVY.clone().acquire_owned().await;
+    let turn = turn.map_err(Failure::internal)?;
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work();
+        drop(turn);
+        done
+    });
+    done.await.map_err(Failure::internal)
+}
+
 /// A running model.
 pub struct LlamaEngine {
     shared: Arc<Shared>,
     inbox: SyncSender<Vec<Job>>,
     thread: Thread,
+    bell: Bell,
     join: Mutex<Option<JoinHandle<()>>>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
@@ -98,46 +132,29 @@ impl LlamaEngine {
         process: &super::config::Process,
         ring: usize,
         metrics: &Arc<ModelMetrics>,
+        loading: &Arc<Loading>,
     ) -> Result<Arc<Self>, LoadError> {
-        load::load(name, weights, settings, process, ring, metrics)
+        load::load(name, weights, settings, process, ring, metrics, loading)
     }
 
     /// Checks a request and turns it into jobs and their sources.
     async fn prepare(&self, request: &Request) -> Result<Started, Failure> {
-        let prompts = self.prompts(&request.inputs).await?;
-        let count = u32::try_from(request.choices()).unwrap_or(u32::MAX);
-        if count > self.places {
-            // Not a matter of load: it would be refused however long the caller waited.
-            let most = self.places;
-            return Err(Failure::invalid(
-                "n",
-                format!(
-                    "This model serves at most {most} choices at once; this request is for {count}."
-                ),
-            ));
-        }
-        let places = Place::take(&self.counters, count, self.places).ok_or_else(|| {
-            Failure::new(
-                Kind::Overloaded,
-                "All sequences of this model are busy and its waiting line is full.",
-            )
-            .with_code("queue_full")
-            .with_retry_after(RETRY_AFTER)
-        })?;
-        let mut places = places.into_iter();
+        let accepted = Instant::now();
         let settings = request.sampling.over(&self.shared.sampling);
+        settings.check().map_err(invalid_sampling)?;
+        // Before any work is done for it: a request that finds no place costs nothing.
+        let mut places = self.places(request.choices())?.into_iter();
+        let prompts = self.prompts(&request.inputs).await?;
         let seed = settings
             .seed
             .unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
         let breakers = self.breakers(&settings).await?;
-        let accepted = Instant::now();
-        let queue_deadline = request
-            .deadlines
-            .queue
-            .map(|bound| (accepted + bound, bound));
+        // A bound that no clock can show is none.
+        let queue_deadline =
+            (request.deadlines.queue).and_then(|bound| Some((accepted.checked_add(bound)?, bound)));
 
-        let mut jobs = Vec::with_capacity(count as usize);
-        let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(count as usize);
+        let mut jobs = Vec::with_capacity(places.len());
+        let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(places.len());
         let mut prompt_tokens = 0u32;
         for prompt in prompts {
             let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
@@ -146,11 +163,7 @@ impl LlamaEngine {
             let budget = request.max_tokens.unwrap_or(room).min(room);
             for repeat in 0..request.n {
                 let Some(place) = places.next() else { break };
-                let ring = Ring::new(
-                    self.ring,
-                    request.logprobs.unwrap_or(0),
-                    self.thread.clone(),
-                );
+                let ring = Ring::new(self.ring, request.logprobs.unwrap_or(0), self.bell.clone());
                 let choice = u32::try_from(sources.len()).unwrap_or(u32::MAX);
                 sources.push(Box::new(LlamaSource::new(
                     ring.clone(),
@@ -191,6 +204,29 @@ impl LlamaEngine {
         })
     }
 
+    /// A place for each choice, or none. Whoever drops them gives them back.
+    fn places(&self, choices: usize) -> Result<Vec<Place>, Failure> {
+        let count = u32::try_from(choices).unwrap_or(u32::MAX);
+        if count > self.places {
+            // Not a matter of load: it would be refused however long the caller waited.
+            let most = self.places;
+            return Err(Failure::invalid(
+                "n",
+                format!(
+                    "This model serves at most {most} choices at once; this request is for {count}."
+                ),
+            ));
+        }
+        Place::take(&self.counters, count, self.places).ok_or_else(|| {
+            Failure::new(
+                Kind::Overloaded,
+                "All sequences of this model are busy and its waiting line is full.",
+            )
+            .with_code("queue_full")
+            .with_retry_after(RETRY_AFTER)
+        })
+    }
+
     fn submit(&self, jobs: Vec<Job>) -> Result<(), Failure> {
         let stopped = || Failure::new(Kind::NotReady, "The model has been stopped.");
         if self.stopping.load(Relaxed) {
@@ -218,7 +254,10 @@ impl LlamaEngine {
                 add_special: true,
                 parse_special: false,
             };
-            let tokens = self.tokens(input, options).await?;
+            if let Input::Text(text) = input {
+                self.shared.can_fit(text.len())?;
+            }
+            let tokens = self.tokens(input, options, Use::Generate).await?;
             if tokens.is_empty() {
                 return Err(Failure::invalid("prompt", "The prompt has no tokens."));
             }
@@ -237,19 +276,30 @@ impl LlamaEngine {
         Ok(prompts)
     }
 
-    async fn tokens(&self, input: &Input, options: TokenizeOptions) -> Result<Vec<u32>, Failure> {
+    async fn tokens(
+        &self,
+        input: &Input,
+        options: TokenizeOptions,
+        purpose: Use,
+    ) -> Result<Vec<u32>, Failure> {
         let size = match input {
             Input::Tokens(tokens) => return self.shared.checked(tokens),
             Input::Text(text) => text.len(),
             Input::Chat(messages) => messages.iter().map(|m| m.content.len() + 16).sum(),
         };
         if size <= TOKENIZE_INLINE {
-            return self.shared.tokenize(input, options);
+            return self.shared.tokenize(input, options, purpose);
         }
         let (shared, input) = (self.shared.clone(), input.clone());
-        tokio::task::spawn_blocking(move || shared.tokenize(&input, options))
-            .await
-            .map_err(Failure::internal)?
+        heavy(move || shared.tokenize(&input, options, purpose)).await?
+    }
+
+    async fn token_bytes(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
+        if tokens.len() <= PIECES_INLINE {
+            return self.shared.pieces(tokens);
+        }
+        let (shared, tokens) = (self.shared.clone(), tokens.to_vec());
+        heavy(move || shared.pieces(&tokens)).await?
     }
 
     /// The breakers of DRY, if it is on.
@@ -258,29 +308,68 @@ impl LlamaEngine {
             return Ok(Arc::default());
         };
         let (shared, texts) = (self.shared.clone(), dry.sequence_breakers.clone());
-        let found = tokio::task::spawn_blocking(move || shared.breakers(texts)).await;
-        found.map_err(Failure::internal)?.map_err(invalid_sampling)
+        heavy(move || shared.breakers(texts)).await
     }
 }
 
-fn invalid_sampling(error: SamplingError) -> Failure {
+/// What text is tokenized for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// To be continued: it must fit the context.
+    Generate,
+    /// To be looked at.
+    Show,
+}
+
+fn invalid_sampling(error: OutOfRange) -> Failure {
     Failure::invalid(error.field, error.message)
 }
 
 impl Shared {
-    fn breakers(&self, texts: Vec<String>) -> Result<Arc<Breakers>, SamplingError> {
+    fn breakers(&self, texts: Vec<String>) -> Arc<Breakers> {
         let last = || self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, breakers)) = &*last()
             && *known == texts
         {
-            return Ok(breakers.clone());
+            return breakers.clone();
         }
-        let breakers = Arc::new(self.vocabulary.breakers(&texts)?);
+        let breakers = Arc::new(self.vocabulary.breakers(&texts));
         *last() = Some((texts, breakers.clone()));
-        Ok(breakers)
+        breakers
     }
 
-    fn tokenize(&self, input: &Input, options: TokenizeOptions) -> Result<Vec<u32>, Failure> {
+    /// Refuses a text that is too long whatever its tokens turn out to be: finding them takes time in
+    /// proportion to its length.
+    fn can_fit(&self, bytes: usize) -> Result<(), Failure> {
+        let context = self.card.context;
+        match self.vocabulary.most_bytes(context) {
+            Some(most) if bytes > most => Err(Failure::new(
+                Kind::ContextExceeded,
+                format!(
+                    "The prompt has {bytes} bytes; this model's context of {context} tokens holds at \
+                     most {most}."
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
+        let tokens = self.checked(tokens)?;
+        let bytes = |&token: &u32| match self.vocabulary.piece(token) {
+            // Shown, a control token is nothing; asked for by its id, it is its text.
+            [] => self.vocabulary.special_text(Some(token)).into_bytes(),
+            piece => piece.to_vec(),
+        };
+        Ok(tokens.iter().map(bytes).collect())
+    }
+
+    fn tokenize(
+        &self,
+        input: &Input,
+        options: TokenizeOptions,
+        purpose: Use,
+    ) -> Result<Vec<u32>, Failure> {
         match input {
             Input::Tokens(tokens) => self.checked(tokens),
             Input::Text(text) => {
@@ -288,13 +377,13 @@ impl Shared {
                     .vocabulary
                     .tokenize(text, options.add_special, options.parse_special))
             }
-            Input::Chat(messages) => self.tokenize_chat(messages),
+            Input::Chat(messages) => self.tokenize_chat(messages, purpose),
         }
     }
 
     /// Renders the conversation and tokenizes it. Control tokens come from the template alone: their
     /// texts inside a message stay text.
-    fn tokenize_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+    fn tokenize_chat(&self, messages: &[Message], purpose: Use) -> Result<Vec<u32>, Failure> {
         let texts: Vec<_> = messages
             .iter()
             .flat_map(|m| [&*m.content, &*m.role.0, m.name.as_deref().unwrap_or("")])
@@ -320,9 +409,11 @@ impl Shared {
                 format!("The model's chat template does not take these messages: {error}."),
             )
         })?;
-        Ok(self
-            .vocabulary
-            .tokenize_segments(&guards.segments(&rendered), true))
+        let segments = guards.segments(&rendered);
+        if purpose == Use::Generate {
+            self.can_fit(segments.iter().map(|(text, _)| text.len()).sum())?;
+        }
+        Ok(self.vocabulary.tokenize_segments(&segments, true))
     }
 
     fn checked(&self, tokens: &[u32]) -> Result<Vec<u32>, Failure> {
@@ -356,15 +447,16 @@ impl Engine for LlamaEngine {
         input: &'a Input,
         options: TokenizeOptions,
     ) -> BoxFuture<'a, Result<Vec<u32>, Failure>> {
-        Box::pin(self.tokens(input, options))
+        Box::pin(self.tokens(input, options, Use::Show))
     }
 
-    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
-        let tokens = self.shared.checked(tokens)?;
-        let pieces = tokens
-            .iter()
-            .map(|&t| self.shared.vocabulary.piece(t).to_vec());
-        Ok(pieces.collect())
+    fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>> {
+        Box::pin(self.token_bytes(tokens))
+    }
+
+    fn is_alive(&self) -> bool {
+        let join = self.join.lock().unwrap_or_else(PoisonError::into_inner);
+        self.stopping.load(Relaxed) || join.as_ref().is_none_or(|join| !join.is_finished())
     }
 
     fn gauges(&self) -> Gauges {
@@ -412,3 +504,6 @@ fn default_threads() -> NonZeroU32 {
     let threads = u32::try_from(cores.saturating_sub(1)).unwrap_or(1);
     NonZeroU32::new(threads).unwrap_or(NonZeroU32::MIN)
 }
+
+#[cfg(test)]
+mod tests;

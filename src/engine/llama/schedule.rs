@@ -31,7 +31,8 @@ pub(super) struct Run {
 }
 
 /// Shares out `budget` prompt tokens among the sequences in prefill, beginning with the first whose
-/// id is at least `turn`, and appends the runs to `out`, sorted by id.
+/// id is at least `turn`, and puts the runs into `out`, sorted by id. Returns the sequence that was
+/// served last: the next turn begins behind it.
 ///
 /// A run ends with its prompt or on the grid. Short prompts are gathered in one call; with
 /// `one_only` (unified layouts, where a prompt's bits depend on what shares its batch) the first
@@ -42,7 +43,7 @@ pub(super) fn prefill(
     turn: u32,
     one_only: bool,
     out: &mut Vec<Run>,
-) {
+) -> Option<u32> {
     out.clear();
     let first = waiting.partition_point(|sequence| sequence.id < turn);
     let mut left = budget.max(GRID);
@@ -65,7 +66,9 @@ pub(super) fn prefill(
             break;
         }
     }
+    let last = out.last().map(|run| run.id);
     out.sort_unstable_by_key(|run| run.id);
+    last
 }
 
 /// KV cells promised to sequences, so that a decode never finds the cache full.
@@ -136,6 +139,15 @@ mod tests {
         assert_eq!(plan(&waiting, 512, 0, true).len(), 1);
     }
 
+    #[test]
+    fn the_next_turn_begins_behind_the_last_one_served() {
+        let waiting = [at(0, 0, 40), at(3, 0, 1000), at(5, 0, 30)];
+        // 5, then 0; the grid keeps 3 out. The next turn is 3's, not 5's.
+        let mut out = Vec::new();
+        assert_eq!(prefill(&waiting, 128, 4, false, &mut out), Some(0));
+        assert_eq!(prefill(&[], 128, 4, false, &mut out), None);
+    }
+
     proptest! {
         #[test]
         fn every_prompt_is_computed_once_in_order_and_no_call_exceeds_its_budget(
@@ -148,7 +160,9 @@ mod tests {
             let bound = totals.iter().map(|t| t / GRID + 1).sum::<u32>();
             for _ in 0..bound {
                 let waiting: Vec<_> = state.iter().copied().filter(|s| s.done < s.total).collect();
-                let runs = plan(&waiting, budget, turn, one_only);
+                let mut runs = Vec::new();
+                let last = prefill(&waiting, budget, turn, one_only, &mut runs);
+                turn = last.map_or(0, |id| id + 1);
                 prop_assert_eq!(runs.is_empty(), waiting.is_empty());
                 prop_assert!(runs.iter().map(|r| r.to - r.from).sum::<u32>() <= budget);
                 prop_assert!(runs.windows(2).all(|pair| pair[0].id < pair[1].id));
@@ -158,7 +172,6 @@ mod tests {
                     prop_assert!(run.to > run.from && run.to <= sequence.total);
                     prop_assert!(run.to == sequence.total || run.to % GRID == 0);
                     sequence.done = run.to;
-                    turn = run.id + 1;
                 }
             }
             prop_assert!(state.iter().all(|s| s.done == s.total), "within {bound} calls");

@@ -10,7 +10,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
-use super::sampling::{Breakers, SamplingError};
+use super::sampling::Breakers;
 
 /// Longest text handed to llama.cpp's BPE tokenizer in one piece, in bytes. Some pre-tokenizers fall
 /// back to `std::regex`, which recurses per character and overflows the stack on long runs of one
@@ -32,12 +32,15 @@ pub(super) struct Vocabulary {
     control: Option<AhoCorasick>,
     /// Whether text is cut by a regular expression before merging.
     is_bpe: bool,
+    /// Most bytes of text that one token can stand for, where the tokenizer drops no text.
+    longest: Option<usize>,
     model: Arc<LlamaModel>,
 }
 
 impl Vocabulary {
-    /// Copies out what is needed; about 3 ms for 152k tokens.
-    pub(super) fn new(model: Arc<LlamaModel>, is_bpe: bool) -> Self {
+    /// Copies out what is needed; about 3 ms for 152k tokens. `tokenizer` is the model's kind of
+    /// vocabulary, by its name in GGUF files.
+    pub(super) fn new(model: Arc<LlamaModel>, tokenizer: &str) -> Self {
         let vocab = model.vocab();
         let count = u32::try_from(vocab.n_tokens()).unwrap_or(0);
         let mut bytes = Vec::new();
@@ -45,10 +48,13 @@ impl Vocabulary {
         let mut eog = Vec::new();
         let mut control_texts = Vec::new();
         let mut piece = Vec::with_capacity(64);
+        // An unknown character becomes one token, and is up to four bytes.
+        let mut longest = 4;
         for token in vocab.tokens() {
             piece.clear();
             vocab.token_to_piece_into(token, &mut piece, false, None);
             bytes.extend_from_slice(&piece);
+            longest = longest.max(piece.len());
             ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
             if vocab.is_eog(token) {
                 eog.push(unsigned(token));
@@ -58,6 +64,7 @@ impl Vocabulary {
                 && let Ok(text) = text.to_str()
                 && !text.is_empty()
             {
+                longest = longest.max(text.len());
                 control_texts.push(text.to_owned());
             }
         }
@@ -82,7 +89,9 @@ impl Vocabulary {
             bos,
             add_bos,
             control,
-            is_bpe,
+            is_bpe: tokenizer == "gpt2",
+            // Others normalize: they may make one token of any amount of white space.
+            longest: matches!(tokenizer, "gpt2" | "llama").then_some(longest),
             model,
         }
     }
@@ -102,6 +111,11 @@ impl Vocabulary {
         &self.bytes[from as usize..end as usize]
     }
 
+    /// Most bytes of text that `tokens` tokens can stand for, where that is known.
+    pub(super) fn most_bytes(&self, tokens: u32) -> Option<usize> {
+        Some(self.longest?.saturating_mul(tokens as usize))
+    }
+
     /// The text of the token that begins a text, for templates.
     pub(super) fn bos_text(&self) -> String {
         self.special_text(self.bos)
@@ -113,7 +127,8 @@ impl Vocabulary {
         self.special_text((eos.0 >= 0).then(|| unsigned(eos)))
     }
 
-    fn special_text(&self, token: Option<u32>) -> String {
+    /// The text of a token as the vocabulary lists it; empty for none.
+    pub(super) fn special_text(&self, token: Option<u32>) -> String {
         let vocab = self.model.vocab();
         token
             .and_then(|token| vocab.text(LlamaToken(i32::try_from(token).ok()?)))
@@ -196,7 +211,7 @@ impl Vocabulary {
     }
 
     /// Where DRY must not count a repetition on: every way in which `texts` can begin in a token.
-    pub(super) fn breakers(&self, texts: &[String]) -> Result<Breakers, SamplingError> {
+    pub(super) fn breakers(&self, texts: &[String]) -> Breakers {
         let count = u32::try_from(self.len()).unwrap_or(0);
         Breakers::new(texts, (0..count).map(|token| self.piece(token)), |rest| {
             let tokens = self.model.vocab().tokenize(rest, false, false);

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
+    Ordering::{AcqRel, Relaxed, SeqCst},
 };
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ pub(super) struct Job {
     /// Likeliest tokens to report beside each one; `None` for no log-probabilities.
     pub(super) logprobs: Option<u8>,
     pub(super) ring: Arc<Ring>,
-    /// When it was handed over.
+    /// When its request was accepted.
     pub(super) accepted: Instant,
     /// Give up when not admitted by then.
     pub(super) queue_deadline: Option<(Instant, Duration)>,
@@ -111,10 +111,14 @@ impl Drop for Job {
     /// Whatever takes a job away, its reader learns of an end. The first end stands, so this is for
     /// the ways out that set none: a panic of the engine thread, or its stop.
     fn drop(&mut self) {
-        self.fail(Failure::new(
-            Kind::Draining,
-            "The model was stopped before the generation was complete.",
-        ));
+        self.fail(if std::thread::panicking() {
+            Failure::internal("the engine thread panicked")
+        } else {
+            Failure::new(
+                Kind::Draining,
+                "The model was stopped before the generation was complete.",
+            )
+        });
     }
 }
 
@@ -145,6 +149,8 @@ pub(super) struct Setup {
     pub(super) counters: Arc<Counters>,
     pub(super) metrics: Arc<ModelMetrics>,
     pub(super) stopping: Arc<AtomicBool>,
+    /// Raised when a sequence was cancelled.
+    pub(super) cancelled: Arc<AtomicBool>,
     pub(super) cells: u64,
     pub(super) sequences: u32,
     /// Most rows of one decode call.
@@ -167,6 +173,7 @@ pub(super) fn run(setup: Setup) {
         cells: Cells::new(setup.cells),
         slots,
         waiting: VecDeque::new(),
+        next_deadline: None,
         rows: Vec::new(),
         prefills: Vec::new(),
         runs: Vec::new(),
@@ -186,6 +193,8 @@ struct Worker {
     /// Sequences by id.
     slots: Vec<Option<Sequence>>,
     waiting: VecDeque<Job>,
+    /// No job in `waiting` has a queue deadline before this.
+    next_deadline: Option<Instant>,
     /// Ids of the rows of a decode call, or of the finished prompts of a prefill call, with their row.
     rows: Vec<(u32, usize)>,
     prefills: Vec<Prefill>,
@@ -208,7 +217,7 @@ impl Worker {
         let prefilled = self.prefill(decoded);
         self.publish();
         if !decoded && !prefilled {
-            let until = self.next_deadline().map_or(IDLE, |deadline| {
+            let until = self.next_deadline.map_or(IDLE, |deadline| {
                 deadline.saturating_duration_since(Instant::now()).min(IDLE)
             });
             std::thread::park_timeout(until);
@@ -222,46 +231,70 @@ impl Worker {
                 return false;
             }
             match self.setup.inbox.try_recv() {
-                Ok(jobs) => self.waiting.extend(jobs),
+                Ok(jobs) => self.take_jobs(jobs),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    /// Frees what nobody waits for any more, and what has waited too long to be admitted.
+    /// Puts jobs in line, but for those that were cancelled on the way here: their bell may have been
+    /// heard already, when there was nothing to be found.
+    fn take_jobs(&mut self, jobs: Vec<Job>) {
+        for job in jobs {
+            if job.ring.is_cancelled() {
+                continue;
+            }
+            if let Some((deadline, _)) = job.queue_deadline {
+                let next = self.next_deadline.unwrap_or(deadline);
+                self.next_deadline = Some(next.min(deadline));
+            }
+            self.waiting.push_back(job);
+        }
+    }
+
+    /// Frees what nobody waits for any more, and what has waited too long to be admitted. Looks only
+    /// when somebody has cancelled or a deadline has come.
     fn drop_cancelled(&mut self) {
-        for id in 0..self.slots.len() {
-            if self.slots[id]
-                .as_ref()
-                .is_some_and(|sequence| sequence.job.ring.is_cancelled())
-            {
-                self.free(id);
+        let cancelled = self.setup.cancelled.swap(false, SeqCst);
+        if cancelled {
+            for id in 0..self.slots.len() {
+                if self.slots[id]
+                    .as_ref()
+                    .is_some_and(|sequence| sequence.job.ring.is_cancelled())
+                {
+                    self.free(id);
+                }
             }
         }
         let now = Instant::now();
+        if !cancelled && self.next_deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        let mut next: Option<Instant> = None;
         self.waiting.retain_mut(|job| {
-            if let Some((deadline, bound)) = job.queue_deadline
-                && now >= deadline
-            {
-                let bound = humantime::format_duration(bound);
-                job.fail(
-                    Failure::new(
-                        Kind::Deadline,
-                        format!("The request waited longer than {bound} for a free sequence."),
-                    )
-                    .with_code("queue_timeout")
-                    .with_retry_after(super::RETRY_AFTER),
-                );
+            if job.ring.is_cancelled() {
                 return false;
             }
-            !job.ring.is_cancelled()
+            let Some((deadline, bound)) = job.queue_deadline else {
+                return true;
+            };
+            if now < deadline {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                return true;
+            }
+            let bound = humantime::format_duration(bound);
+            job.fail(
+                Failure::new(
+                    Kind::Deadline,
+                    format!("The request waited longer than {bound} for a free sequence."),
+                )
+                .with_code("queue_timeout")
+                .with_retry_after(super::RETRY_AFTER),
+            );
+            false
         });
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let deadlines = self.waiting.iter().filter_map(|job| job.queue_deadline);
-        deadlines.map(|(at, _)| at).min()
+        self.next_deadline = next;
     }
 
     /// Starts waiting sequences, oldest first, while there are ids and cells for them.
@@ -387,13 +420,14 @@ impl Worker {
         } else {
             self.setup.batch
         };
-        schedule::prefill(
+        let last_served = schedule::prefill(
             &self.prefills,
             budget,
             self.prefill_turn,
             self.setup.one_prompt_per_call,
             &mut self.runs,
         );
+        self.prefill_turn = last_served.map_or(0, |id| id + 1);
         self.batch.clear();
         self.rows.clear();
         for run in &self.runs {
@@ -408,7 +442,6 @@ impl Worker {
                     self.rows.push((run.id, row));
                 }
             }
-            self.prefill_turn = run.id + 1;
         }
         if self.batch.is_empty() {
             return false;

@@ -6,6 +6,7 @@ use crate::generation::{
     Watch,
 };
 use std::sync::Mutex;
+use std::task::Waker;
 
 #[derive(Default)]
 struct Ledger(Mutex<Vec<Outcome>>);
@@ -303,4 +304,24 @@ async fn a_reader_who_was_away_has_not_waited_for_the_next_token() {
     assert_eq!(text, "x");
     assert_eq!(*ledger.0.lock().unwrap(), [Outcome::Ok]);
     sweeper.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_change_of_a_script_is_too_large_for_clocks_and_buffers() {
+    for large in [
+        "first=2days",
+        "pace=25h",
+        "stall=100y",
+        "size=4097",
+        "tokens=100000001",
+    ] {
+        let refused = engine().start(&request(&format!("m?{large}"), 1)).await;
+        let failure = refused.err().expect("it is too large");
+        assert_eq!(failure.param.as_deref(), Some("model"), "{large}");
+    }
+    let slow = "m?tokens=100000000&first=1day&pace=1day&stall_at=1&stall=1day";
+    let mut started = engine().start(&request(slow, 1)).await.expect("it starts");
+    let mut burst = Burst::new();
+    let first = started.sources[0].poll_fill(&mut Context::from_waker(Waker::noop()), &mut burst);
+    assert!(first.is_pending());
 }

@@ -8,6 +8,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::super::read::{OneOrMany, Unserved, list};
 use super::body::Body;
+use crate::generation::ranges::{self, MAX_BIASES, MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_WINDOW};
 use crate::generation::{Dry, Failure, Input, Mirostat, Sampling, Xtc};
 
 /// Most stop strings of one request.
@@ -19,33 +20,26 @@ pub const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Most prompts read from one body, before the bound on choices is applied.
 const MAX_PROMPTS: usize = 256;
-/// Most entries of `logit_bias`.
-const MAX_BIASES: usize = 1024;
-/// Most `dry_sequence_breakers`, and their longest length in bytes.
-const MAX_BREAKERS: usize = 32;
-const MAX_BREAKER_BYTES: usize = 64;
-/// Longest look-back of penalties, in tokens: the engine allocates it per sequence. `-1` means this.
-const MAX_LOOK_BACK: i64 = 65_536;
-
 /// `value` as `f32` if it is in `range`.
 pub(super) fn real(
     name: &'static str,
     value: Option<f64>,
-    range: RangeInclusive<f64>,
+    range: RangeInclusive<f32>,
 ) -> Result<Option<f32>, Failure> {
     let Some(value) = value else { return Ok(None) };
-    if !range.contains(&value) {
-        let (least, most) = range.into_inner();
-        return Err(Failure::invalid(
-            name,
-            format!("{name} must be between {least} and {most}."),
-        ));
-    }
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "in range, rounding is fine"
+        reason = "rounding is fine, and what is too large becomes infinite: out of range"
     )]
-    Ok(Some(value as f32))
+    let value = value as f32;
+    if range.contains(&value) {
+        return Ok(Some(value));
+    }
+    let (least, most) = range.into_inner();
+    Err(Failure::invalid(
+        name,
+        format!("{name} must be between {least} and {most}."),
+    ))
 }
 
 /// `value` as `u32` if it is in `range`.
@@ -69,8 +63,9 @@ pub(super) fn whole(
 
 /// A look-back in tokens, where -1 means as far as possible.
 fn look_back(name: &'static str, value: Option<i64>) -> Result<Option<u32>, Failure> {
-    let value = value.map(|value| if value == -1 { MAX_LOOK_BACK } else { value });
-    whole(name, value, 0..=65_536)
+    let most = i64::from(MAX_WINDOW);
+    let value = value.map(|value| if value == -1 { most } else { value });
+    whole(name, value, 0..=MAX_WINDOW)
 }
 
 /// A bound on new tokens, where -1 means none.
@@ -112,14 +107,18 @@ pub(super) fn sampling(body: &mut Body) -> Result<Sampling, Failure> {
     // Clients send 0 and -1 alike for "keep all".
     let top_k = body.top_k.map(|k| if k == -1 { 0 } else { k });
     Ok(Sampling {
-        temperature: real("temperature", body.temperature, 0.0..=5.0)?,
+        temperature: real("temperature", body.temperature, ranges::TEMPERATURE)?,
         top_k: whole("top_k", top_k, 0..=u32::MAX)?,
-        top_p: real("top_p", body.top_p, 0.0..=1.0)?,
-        min_p: real("min_p", body.min_p, 0.0..=1.0)?,
-        typical_p: real("typical_p", body.typical_p, 0.0..=1.0)?,
-        repeat_penalty: real("repeat_penalty", body.repeat_penalty, 0.01..=10.0)?,
-        presence_penalty: real("presence_penalty", body.presence_penalty, -2.0..=2.0)?,
-        frequency_penalty: real("frequency_penalty", body.frequency_penalty, -2.0..=2.0)?,
+        top_p: real("top_p", body.top_p, ranges::PROBABILITY)?,
+        min_p: real("min_p", body.min_p, ranges::PROBABILITY)?,
+        typical_p: real("typical_p", body.typical_p, ranges::PROBABILITY)?,
+        repeat_penalty: real(
+            "repeat_penalty",
+            body.repeat_penalty,
+            ranges::REPEAT_PENALTY,
+        )?,
+        presence_penalty: real("presence_penalty", body.presence_penalty, ranges::PENALTY)?,
+        frequency_penalty: real("frequency_penalty", body.frequency_penalty, ranges::PENALTY)?,
         repeat_last_n: look_back("repeat_last_n", body.repeat_last_n)?,
         dry: dry(body)?,
         xtc: xtc(body)?,
@@ -131,9 +130,21 @@ pub(super) fn sampling(body: &mut Body) -> Result<Sampling, Failure> {
 }
 
 fn dry(body: &mut Body) -> Result<Option<Dry>, Failure> {
-    let multiplier = real("dry_multiplier", body.dry_multiplier, 0.0..=100.0)?;
-    let base = real("dry_base", body.dry_base, 0.0..=100.0)?;
-    let allowed_length = whole("dry_allowed_length", body.dry_allowed_length, 0..=65_536)?;
+    let multiplier = real(
+        "dry_multiplier",
+        body.dry_multiplier,
+        ranges::DRY_MULTIPLIER,
+    )?;
+    if multiplier == Some(0.0) {
+        // Off. Clients that send every setting they have send the others along, whatever they are.
+        return Ok(Some(Dry::default()));
+    }
+    let base = real("dry_base", body.dry_base, ranges::DRY_BASE)?;
+    let allowed_length = whole(
+        "dry_allowed_length",
+        body.dry_allowed_length,
+        0..=ranges::MAX_DRY_ALLOWED_LENGTH,
+    )?;
     let penalty_last_n = look_back("dry_penalty_last_n", body.dry_penalty_last_n)?;
     let breakers = body.dry_sequence_breakers.take().map(|list| list.0);
     if breakers
@@ -162,8 +173,8 @@ fn dry(body: &mut Body) -> Result<Option<Dry>, Failure> {
 }
 
 fn xtc(body: &Body) -> Result<Option<Xtc>, Failure> {
-    let probability = real("xtc_probability", body.xtc_probability, 0.0..=1.0)?;
-    let threshold = real("xtc_threshold", body.xtc_threshold, 0.0..=1.0)?;
+    let probability = real("xtc_probability", body.xtc_probability, ranges::PROBABILITY)?;
+    let threshold = real("xtc_threshold", body.xtc_threshold, ranges::PROBABILITY)?;
     let given = probability.is_some() || threshold.is_some();
     Ok(given.then(|| Xtc {
         probability: probability.unwrap_or(0.0),
@@ -172,8 +183,8 @@ fn xtc(body: &Body) -> Result<Option<Xtc>, Failure> {
 }
 
 fn mirostat(body: &Body) -> Result<Option<Mirostat>, Failure> {
-    let tau = real("mirostat_tau", body.mirostat_tau, 0.0..=100.0)?;
-    let eta = real("mirostat_eta", body.mirostat_eta, 0.0..=1.0)?;
+    let tau = real("mirostat_tau", body.mirostat_tau, ranges::MIROSTAT_TAU)?;
+    let eta = real("mirostat_eta", body.mirostat_eta, ranges::MIROSTAT_ETA)?;
     match body.mirostat {
         None | Some(0) => Ok(None),
         Some(2) => Ok(Some(Mirostat {
@@ -308,7 +319,12 @@ impl<'de> Deserialize<'de> for Biases {
                     let token = key
                         .parse()
                         .map_err(|_| A::Error::custom("a key is not a token id"))?;
-                    if !(-100.0..=100.0).contains(&bias) {
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        reason = "rounding is fine, and what is too large becomes infinite"
+                    )]
+                    let bias = bias as f32;
+                    if !ranges::LOGIT_BIAS.contains(&bias) {
                         return Err(A::Error::custom("a bias is not between -100 and 100"));
                     }
                     if biases.len() == MAX_BIASES {
@@ -316,11 +332,7 @@ impl<'de> Deserialize<'de> for Biases {
                             "more than {MAX_BIASES} entries"
                         )));
                     }
-                    #[expect(
-                        clippy::cast_possible_truncation,
-                        reason = "in range, rounding is fine"
-                    )]
-                    biases.push((token, bias as f32));
+                    biases.push((token, bias));
                 }
                 let mut seen: Vec<u32> = biases.iter().map(|&(token, _)| token).collect();
                 seen.sort_unstable();

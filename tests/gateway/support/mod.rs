@@ -166,7 +166,7 @@ impl TestGateway {
     /// Begins the drain; the handle ends with it. Addresses stay as they are.
     pub(crate) fn drain(&mut self) -> JoinHandle<()> {
         let app = self.app.take().expect("it runs");
-        tokio::spawn(app.drain())
+        tokio::spawn(async move { app.drain().await })
     }
 }
 

@@ -8,12 +8,8 @@
 use std::collections::HashMap;
 
 use super::history::History;
-use super::settings::{DryPlan, SamplingError};
+use super::settings::DryPlan;
 
-/// Breakers longer than this are refused, in bytes (llama.cpp cuts there).
-pub const MAX_BREAKER_BYTES: usize = 40;
-/// More breakers than this are refused: each is searched in every piece of the vocabulary.
-pub const MAX_BREAKERS: usize = 32;
 /// Tails are cut to this many tokens.
 const MAX_TAIL: usize = 20;
 
@@ -34,31 +30,15 @@ impl Breakers {
     /// text breaks when it is followed by the rest, as `tokenize` (without special tokens, without
     /// added ones) cuts that rest; the rest can begin inside a character.
     ///
-    /// `pieces` are the bytes of every token in order of id. Empty texts are skipped.
+    /// `pieces` are the bytes of every token in order of id. Empty texts are skipped. The work grows
+    /// with the number and the length of the texts, which [`Sampling::check`] bounds.
     ///
-    /// # Errors
-    /// For more than [`MAX_BREAKERS`] texts, or one longer than [`MAX_BREAKER_BYTES`].
+    /// [`Sampling::check`]: crate::generation::Sampling::check
     pub fn new<P: AsRef<[u8]>>(
         texts: &[String],
         pieces: impl IntoIterator<Item = P>,
         mut tokenize: impl FnMut(&[u8]) -> Vec<u32>,
-    ) -> Result<Self, SamplingError> {
-        const FIELD: &str = "dry.sequence_breakers";
-        if texts.len() > MAX_BREAKERS {
-            return Err(SamplingError::new(
-                FIELD,
-                format!("{} texts, at most {MAX_BREAKERS}", texts.len()),
-            ));
-        }
-        if let Some(text) = texts.iter().find(|text| text.len() > MAX_BREAKER_BYTES) {
-            return Err(SamplingError::new(
-                FIELD,
-                format!(
-                    "a text of {} bytes, at most {MAX_BREAKER_BYTES}",
-                    text.len()
-                ),
-            ));
-        }
+    ) -> Self {
         let texts: Vec<&[u8]> = texts
             .iter()
             .map(String::as_bytes)
@@ -87,7 +67,7 @@ impl Breakers {
                 }
             }
         }
-        Ok(breakers)
+        breakers
     }
 
     fn add(&mut self, head: u32, tail: &[u32]) {
@@ -339,8 +319,7 @@ mod tests {
     fn breakers_are_found_inside_and_across_tokens() {
         let pieces: [&[u8]; 6] = [b"a", b"\n\n", b"x##", b"#", b"###y", b"# #"];
         let texts = ["\n".to_owned(), "###".to_owned(), String::new()];
-        let breakers =
-            Breakers::new(&texts, pieces, |rest| vec![3; rest.len()]).expect("within limits");
+        let breakers = Breakers::new(&texts, pieces, |rest| vec![3; rest.len()]);
         assert!(breakers.breaks_alone(1));
         assert!(breakers.breaks_alone(4));
         assert!(!breakers.breaks_alone(0));
@@ -349,14 +328,5 @@ mod tests {
         assert_eq!(tails(3), [vec![3, 3].into()]);
         assert_eq!(breakers.since_last(&[0, 2, 3, 0, 0]), 2);
         assert_eq!(breakers.since_last(&[0, 3, 0, 0]), 4);
-    }
-
-    #[test]
-    fn long_or_many_breakers_are_refused_by_name() {
-        let none: [&[u8]; 0] = [];
-        for texts in [vec!["x".repeat(41)], vec!["x".to_owned(); 33]] {
-            let error = Breakers::new(&texts, none, |_| Vec::new()).unwrap_err();
-            assert_eq!(error.field, "dry.sequence_breakers");
-        }
     }
 }

@@ -23,11 +23,11 @@ mod settings;
 
 use std::sync::Arc;
 
+use crate::generation::ranges::OutOfRange;
 use crate::generation::{Mirostat, Sampling};
 
-pub use self::dry::{Breakers, MAX_BREAKER_BYTES, MAX_BREAKERS};
+pub use self::dry::Breakers;
 pub use self::row::DeadLogits;
-pub use self::settings::{MAX_WINDOW, SamplingError};
 
 use self::dry::DryScratch;
 use self::history::History;
@@ -83,7 +83,7 @@ impl Sampler {
         end: &[u32],
         suppressed: &[u32],
         breakers: Arc<Breakers>,
-    ) -> Result<Self, SamplingError> {
+    ) -> Result<Self, OutOfRange> {
         let mut plan = Plan::new(settings, vocabulary)?;
         plan.ban(suppressed.iter().copied());
         if settings.ignore_eos == Some(true) {

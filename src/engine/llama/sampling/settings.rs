@@ -1,38 +1,7 @@
 //! Settings as a sampler uses them: defaults filled in, ranges checked, what is off is absent.
 
-use std::fmt;
-use std::ops::RangeInclusive;
-
+use crate::generation::ranges::OutOfRange;
 use crate::generation::{Mirostat, Sampling, Xtc};
-
-/// How far penalties and DRY may look back, in tokens: bounds a sequence's memory and a step's work.
-pub const MAX_WINDOW: u32 = 4096;
-
-/// A sampling setting that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SamplingError {
-    /// The field's name in [`Sampling`], with a dot into its parts.
-    pub field: &'static str,
-    /// What is wrong with it, fit to be shown to the caller.
-    pub message: String,
-}
-
-impl SamplingError {
-    pub(super) fn new(field: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            field,
-            message: message.into(),
-        }
-    }
-}
-
-impl fmt::Display for SamplingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.message)
-    }
-}
-
-impl std::error::Error for SamplingError {}
 
 /// How the token is chosen once the logits are final.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,11 +84,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(settings: &Sampling, vocabulary: usize) -> Result<Self, SamplingError> {
+    pub(super) fn new(settings: &Sampling, vocabulary: usize) -> Result<Self, OutOfRange> {
+        settings.check()?;
         Ok(Self {
-            choice: choice(settings)?,
-            penalties: penalties(settings)?,
-            dry: dry(settings)?,
+            choice: choice(settings),
+            penalties: penalties(settings),
+            dry: dry(settings),
             bias: bias(settings, vocabulary)?,
         })
     }
@@ -132,103 +102,67 @@ impl Plan {
     }
 }
 
-fn choice(settings: &Sampling) -> Result<Choice, SamplingError> {
-    let temperature = within("temperature", settings.temperature, 0.8, 0.0..=256.0)?;
-    let top_p = within("top_p", settings.top_p, 0.95, 0.0..=1.0)?;
-    let min_p = within("min_p", settings.min_p, 0.05, 0.0..=1.0)?;
-    let typical_p = within("typical_p", settings.typical_p, 1.0, 0.0..=1.0)?;
-    let xtc = settings.xtc;
-    if let Some(xtc) = xtc {
-        within("xtc.probability", Some(xtc.probability), 0.0, UNIT_RANGE)?;
-        within("xtc.threshold", Some(xtc.threshold), 0.0, UNIT_RANGE)?;
-    }
-    let mirostat = settings.mirostat;
-    if let Some(mirostat) = mirostat {
-        within("mirostat.tau", Some(mirostat.tau), 0.0, 0.0..=100.0)?;
-        within("mirostat.eta", Some(mirostat.eta), 0.0, UNIT_RANGE)?;
-    }
+fn choice(settings: &Sampling) -> Choice {
+    let temperature = settings.temperature.unwrap_or(0.8);
     if temperature <= 0.0 {
-        return Ok(Choice::Greedy);
+        return Choice::Greedy;
     }
-    if let Some(settings) = mirostat {
-        return Ok(Choice::Mirostat {
+    if let Some(settings) = settings.mirostat {
+        return Choice::Mirostat {
             settings,
             temperature,
-        });
+        };
     }
     let top_k = usize::try_from(settings.top_k.unwrap_or(40)).unwrap_or(usize::MAX);
-    Ok(Choice::Filtered(Filters {
+    let top_p = settings.top_p.unwrap_or(0.95);
+    let min_p = settings.min_p.unwrap_or(0.05);
+    let typical_p = settings.typical_p.unwrap_or(1.0);
+    Choice::Filtered(Filters {
         top_k: (top_k > 0).then_some(top_k),
         typical_p: (typical_p < 1.0).then_some(typical_p.into()),
         top_p: (top_p < 1.0).then_some(top_p.into()),
         min_p_ln: (min_p > 0.0).then(|| min_p.ln()),
         // Two tokens cannot both be likelier than a half, so there is never one to exclude.
-        xtc: xtc.filter(|xtc| xtc.probability > 0.0 && xtc.threshold <= 0.5),
+        xtc: (settings.xtc).filter(|xtc| xtc.probability > 0.0 && xtc.threshold <= 0.5),
         temperature,
-    }))
+    })
 }
 
-fn penalties(settings: &Sampling) -> Result<Option<Penalties>, SamplingError> {
-    let repeat = within(
-        "repeat_penalty",
-        settings.repeat_penalty,
-        1.0,
-        f32::MIN_POSITIVE..=f32::MAX,
-    )?;
-    let presence = within(
-        "presence_penalty",
-        settings.presence_penalty,
-        0.0,
-        -2.0..=2.0,
-    )?;
-    let frequency = within(
-        "frequency_penalty",
-        settings.frequency_penalty,
-        0.0,
-        -2.0..=2.0,
-    )?;
-    let last_n = window("repeat_last_n", settings.repeat_last_n.unwrap_or(64))?;
+fn penalties(settings: &Sampling) -> Option<Penalties> {
+    let repeat = settings.repeat_penalty.unwrap_or(1.0);
+    let presence = settings.presence_penalty.unwrap_or(0.0);
+    let frequency = settings.frequency_penalty.unwrap_or(0.0);
+    let last_n = settings.repeat_last_n.unwrap_or(64) as usize;
     #[expect(
         clippy::float_cmp,
         reason = "these exact values mean that the penalty is off"
     )]
     let on = last_n > 0 && (repeat != 1.0 || presence != 0.0 || frequency != 0.0);
-    Ok(on.then_some(Penalties {
+    on.then_some(Penalties {
         repeat,
         presence,
         frequency,
         last_n,
-    }))
+    })
 }
 
-fn dry(settings: &Sampling) -> Result<Option<DryPlan>, SamplingError> {
-    let Some(dry) = &settings.dry else {
-        return Ok(None);
-    };
-    let multiplier = within("dry.multiplier", Some(dry.multiplier), 0.0, 0.0..=1e6)?;
-    let base = within("dry.base", Some(dry.base), 1.75, 1.0..=1e6)?;
-    let last_n = window("dry.penalty_last_n", dry.penalty_last_n)?;
-    Ok((multiplier > 0.0 && last_n > 0).then_some(DryPlan {
-        multiplier,
-        base,
+fn dry(settings: &Sampling) -> Option<DryPlan> {
+    let dry = settings.dry.as_ref()?;
+    (dry.multiplier > 0.0 && dry.penalty_last_n > 0).then_some(DryPlan {
+        multiplier: dry.multiplier,
+        base: dry.base,
         allowed_length: usize::try_from(dry.allowed_length).unwrap_or(usize::MAX),
-        last_n,
-    }))
+        last_n: dry.penalty_last_n as usize,
+    })
 }
 
-fn bias(settings: &Sampling, vocabulary: usize) -> Result<Vec<(u32, f32)>, SamplingError> {
+fn bias(settings: &Sampling, vocabulary: usize) -> Result<Vec<(u32, f32)>, OutOfRange> {
     let mut entries = settings.logit_bias.clone();
     for (token, bias) in &mut entries {
         if usize::try_from(*token).map_or(true, |token| token >= vocabulary) {
-            return Err(SamplingError::new(
+            return Err(OutOfRange::new(
                 "logit_bias",
                 format!("token {token} is outside the vocabulary of {vocabulary}"),
-            ));
-        }
-        if bias.is_nan() || *bias > MAX_BIAS {
-            return Err(SamplingError::new(
-                "logit_bias",
-                format!("token {token} has bias {bias}, at most {MAX_BIAS}"),
             ));
         }
         if *bias <= -100.0 {
@@ -238,10 +172,6 @@ fn bias(settings: &Sampling, vocabulary: usize) -> Result<Vec<(u32, f32)>, Sampl
     merge(&mut entries);
     Ok(entries)
 }
-
-/// `OpenAI`'s range ends at 100; room above it for those who want certainty.
-const MAX_BIAS: f32 = 1e4;
-const UNIT_RANGE: RangeInclusive<f32> = 0.0..=1.0;
 
 /// Sorts by token and adds up the biases of one token.
 fn merge(entries: &mut Vec<(u32, f32)>) {
@@ -255,100 +185,21 @@ fn merge(entries: &mut Vec<(u32, f32)>) {
     });
 }
 
-fn within(
-    field: &'static str,
-    value: Option<f32>,
-    default: f32,
-    range: RangeInclusive<f32>,
-) -> Result<f32, SamplingError> {
-    let value = value.unwrap_or(default);
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    let bounds = if *range.end() >= f32::MAX {
-        "must be a number above 0".to_owned()
-    } else {
-        format!("must be from {} to {}", range.start(), range.end())
-    };
-    Err(SamplingError::new(field, format!("{value} {bounds}")))
-}
-
-fn window(field: &'static str, tokens: u32) -> Result<usize, SamplingError> {
-    if tokens > MAX_WINDOW {
-        return Err(SamplingError::new(
-            field,
-            format!("{tokens} must be from 0 to {MAX_WINDOW}"),
-        ));
-    }
-    Ok(tokens as usize)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generation::Dry;
-
-    fn field(change: impl FnOnce(&mut Sampling)) -> &'static str {
-        let mut settings = Sampling::default();
-        change(&mut settings);
-        Plan::new(&settings, 100).unwrap_err().field
-    }
 
     #[test]
-    fn every_value_out_of_range_is_refused_by_its_name() {
-        for bad in [-0.1, 256.5, f32::NAN, f32::INFINITY] {
-            assert_eq!(field(|s| s.temperature = Some(bad)), "temperature");
-        }
-        for bad in [-0.1, 1.1, f32::NAN] {
-            assert_eq!(field(|s| s.top_p = Some(bad)), "top_p");
-            assert_eq!(field(|s| s.min_p = Some(bad)), "min_p");
-            assert_eq!(field(|s| s.typical_p = Some(bad)), "typical_p");
-            let xtc = |probability, threshold| {
-                Some(Xtc {
-                    probability,
-                    threshold,
-                })
-            };
-            assert_eq!(field(|s| s.xtc = xtc(bad, 0.1)), "xtc.probability");
-            assert_eq!(field(|s| s.xtc = xtc(0.1, bad)), "xtc.threshold");
-            let mirostat = |tau, eta| Some(Mirostat { tau, eta });
-            assert_eq!(field(|s| s.mirostat = mirostat(5.0, bad)), "mirostat.eta");
-            assert_eq!(
-                field(|s| s.mirostat = mirostat(bad * 1e3, 0.1)),
-                "mirostat.tau"
-            );
-        }
-        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            assert_eq!(field(|s| s.repeat_penalty = Some(bad)), "repeat_penalty");
-        }
-        for bad in [-2.1, 2.1, f32::NAN] {
-            assert_eq!(
-                field(|s| s.presence_penalty = Some(bad)),
-                "presence_penalty"
-            );
-            assert_eq!(
-                field(|s| s.frequency_penalty = Some(bad)),
-                "frequency_penalty"
-            );
-        }
-        assert_eq!(field(|s| s.repeat_last_n = Some(4097)), "repeat_last_n");
-        let dry = |change: fn(&mut Dry)| {
-            let mut dry = Dry::default();
-            change(&mut dry);
-            Some(dry)
+    fn a_value_out_of_range_or_a_token_outside_the_vocabulary_is_refused() {
+        let field = |settings: &Sampling| Plan::new(settings, 100).unwrap_err().field;
+        let mut settings = Sampling {
+            temperature: Some(-1.0),
+            ..Sampling::default()
         };
-        assert_eq!(
-            field(|s| s.dry = dry(|d| d.multiplier = -1.0)),
-            "dry.multiplier"
-        );
-        assert_eq!(field(|s| s.dry = dry(|d| d.base = 0.5)), "dry.base");
-        assert_eq!(
-            field(|s| s.dry = dry(|d| d.penalty_last_n = 5000)),
-            "dry.penalty_last_n"
-        );
-        for bad in [(100, 0.0), (1, f32::NAN), (1, f32::INFINITY)] {
-            assert_eq!(field(|s| s.logit_bias = vec![bad]), "logit_bias");
-        }
+        assert_eq!(field(&settings), "temperature");
+        settings.temperature = None;
+        settings.logit_bias = vec![(100, 0.0)];
+        assert_eq!(field(&settings), "logit_bias");
     }
 
     #[test]

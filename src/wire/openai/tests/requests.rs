@@ -49,7 +49,7 @@ fn a_chat_body_becomes_a_request() {
     assert_eq!(sampling.top_k, Some(0));
     assert_eq!(sampling.seed, Some(u64::MAX - 1));
     assert_eq!(sampling.logit_bias, [(15, -100.0), (7, 1.5)]);
-    assert_eq!(sampling.repeat_last_n, Some(65_536));
+    assert_eq!(sampling.repeat_last_n, Some(4096));
     assert_eq!(sampling.ignore_eos, Some(true));
     assert_eq!(sampling.mirostat.map(|m| (m.tau, m.eta)), Some((5.0, 0.1)));
     assert_eq!(
@@ -158,9 +158,9 @@ fn what_is_wrong_is_named() {
         (json!({"logit_bias": {"1": 101}}), "logit_bias"),
         (json!({"presence_penalty": 2.1}), "presence_penalty"),
         (json!({"mirostat": 1}), "mirostat"),
-        (json!({"repeat_last_n": 2_000_000_000}), "repeat_last_n"),
+        (json!({"repeat_last_n": 4097}), "repeat_last_n"),
         (
-            json!({"dry_penalty_last_n": 2_000_000_000}),
+            json!({"dry_multiplier": 0.5, "dry_penalty_last_n": 4097}),
             "dry_penalty_last_n",
         ),
         (
