@@ -8,7 +8,7 @@
 ARGS ?=
 
 run: tools
-	@cargo build --release --locked --quiet --bin sluicegate
+	cargo build --release --locked --bin sluicegate
 	@exec target/release/sluicegate serve $(ARGS)
 
 test: test-tools lint
