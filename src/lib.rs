@@ -23,12 +23,12 @@
 
 pub mod app;
 pub mod cli;
-pub mod client;
 pub mod config;
-pub mod engine;
-pub mod gateway;
-pub mod generation;
-pub mod route;
-pub mod telemetry;
 pub mod transport;
+pub mod client;
 pub mod wire;
+pub mod gateway;
+pub mod route;
+pub mod engine;
+pub mod telemetry;
+pub mod generation;
