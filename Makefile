@@ -21,7 +21,7 @@ lint: tools
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 	@if command -v cargo-deny >/dev/null 2>&1; then \
-		cargo deny --offline check bans licenses sources; \
+		cargo deny check bans licenses sources; \
 	else \
 		echo "skipped: cargo deny (not installed; cargo install cargo-deny)"; \
 	fi
