@@ -1,7 +1,7 @@
 //! The composition root: configuration in, running gateway out.
 //!
-//! Owns every task and the order in which they end. Nothing else in the crate spawns what outlives a
-//! call.
+//! Owns every task and the order in which they end: listeners and their connections, loading, the
+//! watch, the metrics thread, and through the registry the engines' threads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -21,8 +21,9 @@ pub struct Codes {
     /// Application error code of the QUIC protocol; fits a one-, two- or four-byte varint.
     pub quic: u32,
     /// Whether the same request may succeed if it is sent again: `x-should-retry`. SDKs repeat any
-    /// 429 and 5xx twice unless told otherwise, so this is `false` wherever tokens may have been spent
-    /// or the repeat would end the same way.
+    /// 429 and 5xx twice unless told otherwise, so this is `false` for what ends the same way
+    /// again or spends the tokens twice. The kinds that say `true` mostly come before any token; a whole
+    /// answer that a drain or an upstream broke off may be repeated all the same.
     pub retry: bool,
 }
 
