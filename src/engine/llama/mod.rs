@@ -8,6 +8,15 @@ pub mod bare;
 mod ffi;
 mod gguf;
 mod load;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the engine thread does not use it yet"
+    )
+)]
+mod prefix;
 pub mod sampling;
 mod schedule;
 mod source;
