@@ -339,7 +339,14 @@ impl Context {
     pub(super) fn forget(&mut self, sequence: u32) {
         self.truncate(sequence, 0);
     }
+}
 
+/// Cutting, sharing, saving and restoring what sequences hold.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the engine thread does not use it yet")
+)]
+impl Context {
     /// Forgets a sequence's cells from a position on; false if the model cannot, or an argument is out
     /// of range.
     pub(super) fn truncate(&mut self, sequence: u32, from: u32) -> bool {

@@ -34,7 +34,7 @@ const WRITES: usize = 32;
 const READS: usize = 1024;
 
 /// How long nothing is written after a write failed. A full disk stays full for a while.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
 
 const MAGIC: [u8; 16] = *b"sluicegate kv 1\n";
 const HEADER: usize = MAGIC.len() + 32 + 32;
@@ -94,11 +94,11 @@ struct Work {
     is_closed: bool,
 }
 
-/// What a file is called.
+/// What a block's file is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Name {
-    key: Key,
-    parent: Option<Key>,
+pub(super) struct Name {
+    pub(super) key: Key,
+    pub(super) parent: Option<Key>,
 }
 
 /// Files to remove, and then one to write.
@@ -124,7 +124,7 @@ enum Loss {
 impl Disk {
     /// Takes stock of the model's folder and starts the thread. `wake` is called there after every read.
     pub(super) fn open(
-        limits: DiskLimits,
+        limits: &DiskLimits,
         wake: impl Fn() + Send + 'static,
         usage: &mut Usage,
     ) -> io::Result<Self> {
@@ -162,18 +162,17 @@ impl Disk {
         (self.index.len(), self.index.bytes())
     }
 
-    /// The parent of a block that can be read now.
-    pub(super) fn find(&mut self, key: &Key) -> Option<Option<Key>> {
-        if self.reading >= READS || self.index.touch(key) != Some(&State::Written) {
-            return None;
-        }
-        self.index.parent(key)
+    /// A block that can be read now.
+    pub(super) fn find(&mut self, key: &Key) -> Option<Name> {
+        let is_there = self.index.touch(key) == Some(&State::Written);
+        let parent = self.index.parent(key);
+        (is_there && self.reading < READS).then_some(Name { key: *key, parent })
     }
 
     /// Begins to read a block that was found.
-    pub(super) fn read(&mut self, key: Key, parent: Option<Key>) {
+    pub(super) fn read(&mut self, name: Name) {
         self.reading += 1;
-        self.shared.lock().reads.push_back(Name { key, parent });
+        self.shared.lock().reads.push_back(name);
         self.shared.changed.notify_one();
     }
 
@@ -203,7 +202,7 @@ impl Disk {
         let taken = self
             .index
             .put(key, parent, bytes, State::Waiting, true, |node| {
-                evict(node, &mut removed, usage);
+                evict(&node, &mut removed, usage);
             });
         let written = taken.is_ok().then(|| (Name { key, parent }, block.clone()));
         if written.is_some() || !removed.is_empty() {
@@ -266,7 +265,7 @@ impl Shared {
     }
 }
 
-fn evict(node: Evicted<State>, removed: &mut Vec<Name>, usage: &mut Usage) {
+fn evict(node: &Evicted<State>, removed: &mut Vec<Name>, usage: &mut Usage) {
     if node.value == State::Written {
         usage.disk_evictions += 1;
         removed.push(Name {
@@ -422,7 +421,7 @@ impl Folder {
             self.remove(&orphan);
         }
         let mut removed = Vec::new();
-        index.trim(|node| evict(node, &mut removed, usage));
+        index.trim(|node| evict(&node, &mut removed, usage));
         for name in &removed {
             self.remove(name);
         }

@@ -72,10 +72,10 @@ impl<T> Forest<T> {
         Some(&self.nodes[*self.index.get(key)?].value)
     }
 
-    /// The key of a node's parent; the outer `None` if the node is not here.
-    pub(super) fn parent(&self, key: &Key) -> Option<Option<Key>> {
-        let node = &self.nodes[*self.index.get(key)?];
-        Some(node.parent.map(|parent| self.nodes[parent].key))
+    /// The parent of a node, if the node is here and has one.
+    pub(super) fn parent(&self, key: &Key) -> Option<Key> {
+        let parent = self.nodes[*self.index.get(key)?].parent?;
+        Some(self.nodes[parent].key)
     }
 
     /// Makes a node the one that was used last.

@@ -86,9 +86,12 @@ impl Store {
     ///
     /// # Errors
     /// The directory could not be made or read, or the thread not started.
-    pub(crate) fn new(limits: Limits, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn new(limits: &Limits, wake: impl Fn() + Send + 'static) -> io::Result<Self> {
         let mut usage = Usage::default();
-        let disk = limits.disk.map(|disk| Disk::open(disk, wake, &mut usage));
+        let disk = limits
+            .disk
+            .as_ref()
+            .map(|disk| Disk::open(disk, wake, &mut usage));
         Ok(Self {
             memory: Forest::new(limits.memory),
             disk: disk.transpose()?,
@@ -120,9 +123,8 @@ impl Store {
 
     /// Sees to it that a block in memory is on disk too: it may have been dropped there before.
     fn write(&mut self, key: &Key, block: &Arc<Block>) {
-        if let Some(disk) = &mut self.disk
-            && let Some(parent) = self.memory.parent(key)
-        {
+        if let Some(disk) = &mut self.disk {
+            let parent = self.memory.parent(key);
             disk.write(*key, parent, block, &mut self.usage);
         }
     }
@@ -131,7 +133,7 @@ impl Store {
         let Some(disk) = &mut self.disk else {
             return false;
         };
-        let Some(parent) = disk.find(key) else {
+        let Some(name) = disk.find(key) else {
             return false;
         };
         let usage = &mut self.usage;
@@ -139,11 +141,11 @@ impl Store {
         let bytes = disk.block_bytes();
         let taken = self
             .memory
-            .put(*key, parent, bytes, Kept::Loading, true, |_| {
+            .put(name.key, name.parent, bytes, Kept::Loading, true, |_| {
                 usage.evictions += 1;
             });
         match taken {
-            Ok(()) => disk.read(*key, parent),
+            Ok(()) => disk.read(name),
             Err(_) => usage.refused += 1,
         }
         taken.is_ok()

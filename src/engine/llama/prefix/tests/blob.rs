@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::{BLOCK, BlobError, Block, Format, learn};
+use super::super::{BlobError, Block, Format, learn};
 
 /// A sequence's state as llama.cpp would hold it: what a row holds follows from layer and position.
 #[derive(Clone, Debug)]
@@ -21,9 +21,17 @@ struct Model {
     lists_ids: bool,
 }
 
+/// Rows of a block, as positions are counted.
+const ROWS: u32 = crate::engine::llama::schedule::GRID;
+
+fn count<T>(all: &[T]) -> u32 {
+    u32::try_from(all.len()).unwrap()
+}
+
 fn row(section: usize, position: u32, bytes: usize) -> Vec<u8> {
     (0..bytes)
-        .map(|at| (section * 31 + position as usize * 7 + position as usize / 64 + at) as u8)
+        .map(|at| section * 31 + position as usize * 7 + position as usize / 64 + at)
+        .map(|value| value.to_le_bytes()[0])
         .collect()
 }
 
@@ -34,21 +42,24 @@ fn words(out: &mut Vec<u8>, words: &[u32]) {
 impl Model {
     fn write(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        words(&mut out, &[0xaf14_3cd8, self.sequence as u32, self.streams]);
+        words(
+            &mut out,
+            &[0xaf14_3cd8, self.sequence.cast_unsigned(), self.streams],
+        );
         for stream in 0..self.streams {
             if stream != self.stream {
                 words(&mut out, &[0]);
                 continue;
             }
-            words(&mut out, &[self.positions.len() as u32]);
+            words(&mut out, &[count(&self.positions)]);
             for &position in &self.positions {
                 if self.lists_ids {
-                    words(&mut out, &[position, 1, self.sequence as u32]);
+                    words(&mut out, &[position, 1, self.sequence.cast_unsigned()]);
                 } else {
                     words(&mut out, &[position, 0]);
                 }
             }
-            words(&mut out, &[0, self.keys.len() as u32]);
+            words(&mut out, &[0, count(&self.keys)]);
             words(&mut out, &self.rotations);
             for (section, &(kind, bytes)) in self.keys.iter().chain(&self.values).enumerate() {
                 out.extend(kind.to_le_bytes());
@@ -63,11 +74,11 @@ impl Model {
 
     /// What a block of this model must be.
     fn block(&self, number: u32) -> Vec<u8> {
-        let first = number * BLOCK as u32;
+        let first = number * ROWS;
         let sections = self.keys.iter().chain(&self.values).enumerate();
         sections
             .flat_map(|(section, &(_, bytes))| {
-                (first..first + BLOCK as u32).flat_map(move |at| row(section, at, bytes))
+                (first..first + ROWS).flat_map(move |at| row(section, at, bytes))
             })
             .collect()
     }
@@ -125,9 +136,8 @@ fn plain() -> Model {
 
 /// The whole blocks among consecutive positions.
 fn whole(positions: &[u32]) -> std::ops::Range<u32> {
-    let block = BLOCK as u32;
-    let first = positions.iter().min().unwrap().div_ceil(block);
-    let end = (positions.iter().max().unwrap() + 1) / block;
+    let first = positions.iter().min().unwrap().div_ceil(ROWS);
+    let end = (positions.iter().max().unwrap() + 1) / ROWS;
     first..end.max(first)
 }
 
@@ -154,7 +164,7 @@ proptest! {
         let expected = Model {
             stream: 0,
             sequence: 0,
-            positions: (0..count * BLOCK as u32).collect(),
+            positions: (0..count * ROWS).collect(),
             lists_ids: true,
             ..model
         };

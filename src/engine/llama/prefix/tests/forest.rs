@@ -47,10 +47,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// Four chains of six; the last two share the first three nodes of another.
 fn chains() -> Vec<Vec<Key>> {
     let mut chains: Vec<_> = ["a", "b", "c", "d"].map(|name| names(name, 6)).into();
-    for chain in 2..4 {
-        for block in 0..3 {
-            chains[chain][block] = chains[chain - 2][block];
-        }
+    let (first, last) = chains.split_at_mut(2);
+    for (chain, shared) in last.iter_mut().zip(first) {
+        chain[..3].copy_from_slice(&shared[..3]);
     }
     chains
 }
@@ -150,7 +149,7 @@ proptest! {
             prop_assert_eq!(forest.bytes(), kept.iter().map(|node| node.bytes).sum::<u64>());
             prop_assert!(forest.bytes() <= limit);
             for node in &kept {
-                prop_assert_eq!(forest.parent(&node.key), Some(node.parent));
+                prop_assert_eq!(forest.parent(&node.key), node.parent);
                 if let Some(parent) = node.parent {
                     prop_assert!(kept.iter().any(|other| other.key == parent));
                     prop_assert!(recency(&kept, parent) >= node.used);

@@ -9,8 +9,8 @@ use super::names;
 
 const SIZE: usize = 100;
 
-fn block(of: u8) -> Block {
-    Block::from_bytes(vec![of; SIZE])
+fn block(of: usize) -> Block {
+    Block::from_bytes(vec![u8::try_from(of).unwrap(); SIZE])
 }
 
 fn in_memory(blocks: u64) -> Store {
@@ -18,12 +18,12 @@ fn in_memory(blocks: u64) -> Store {
         memory: blocks * SIZE as u64,
         disk: None,
     };
-    Store::new(limits, || {}).unwrap()
+    Store::new(&limits, || {}).unwrap()
 }
 
 fn put(store: &mut Store, chain: &[Key], at: usize) {
     let parent = at.checked_sub(1).map(|before| chain[before]);
-    store.put(chain[at], parent, block(at as u8));
+    store.put(chain[at], parent, block(at));
 }
 
 fn put_all(store: &mut Store, chain: &[Key]) {
@@ -127,8 +127,8 @@ impl Directory {
         found.expect("a file").clone()
     }
 
-    fn store(&self, memory: u64, disk: u64) -> Awaited {
-        let limits = Limits {
+    fn limits(&self, memory: u64, disk: u64) -> Limits {
+        Limits {
             memory: memory * SIZE as u64,
             disk: Some(DiskLimits {
                 directory: self.0.clone(),
@@ -136,10 +136,14 @@ impl Directory {
                 model: model(),
                 block: SIZE,
             }),
-        };
+        }
+    }
+
+    fn store(&self, memory: u64, disk: u64) -> Awaited {
+        let limits = self.limits(memory, disk);
         let (wake, woken) = mpsc::sync_channel(64);
         let wake = move || wake.send(()).unwrap();
-        let store = Store::new(limits, wake).unwrap();
+        let store = Store::new(&limits, wake).unwrap();
         Awaited { store, woken }
     }
 }
@@ -184,7 +188,7 @@ impl Awaited {
 }
 
 fn ready(at: usize) -> Lookup {
-    Lookup::Ready(block(at as u8).into())
+    Lookup::Ready(block(at).into())
 }
 
 #[test]
@@ -299,7 +303,11 @@ fn files_that_cannot_be_used_are_removed_at_the_start_and_others_left() {
     let folder = directory.folder();
     fs::remove_file(directory.file(&a[1])).unwrap();
     fs::write(folder.join("half.kv.tmp"), b"half").unwrap();
-    fs::write(folder.join("nonsense.kv"), vec![0; FILE as usize]).unwrap();
+    fs::write(
+        folder.join("nonsense.kv"),
+        vec![0; usize::try_from(FILE).unwrap()],
+    )
+    .unwrap();
     fs::write(folder.join(format!("{}-root.kv", b[0])), b"short").unwrap();
     fs::write(folder.join("notes.txt"), b"mine").unwrap();
     let mut store = directory.store(9, 9);
@@ -342,20 +350,48 @@ fn a_disk_that_takes_no_more_is_left_alone_for_a_while() {
 }
 
 #[test]
+fn a_disk_that_is_behind_is_spared_and_catches_up_when_blocks_are_used_again() {
+    let directory = Directory::new();
+    let a = names("a", 1);
+    put_all(&mut directory.store(99, 99).store, &a);
+    let limits = directory.limits(99, 99);
+    // Nobody takes the wake-up yet: the disk thread stands still behind its first read.
+    let (wake, woken) = mpsc::sync_channel(0);
+    let mut store = Store::new(&limits, move || wake.send(()).unwrap()).unwrap();
+    assert_eq!(store.get(&a[0]), Lookup::Loading);
+    let others: Vec<_> = (0..40).map(|name| names(&name.to_string(), 2)).collect();
+    for chain in &others {
+        put_all(&mut store, chain);
+    }
+    let usage = store.usage();
+    // With 32 blocks waiting, 24 chains found no place; what follows on their disk has no beginning.
+    assert_eq!((usage.disk_blocks, usage.disk_dropped), (1 + 32, 48));
+    assert_eq!(usage.blocks, 81, "memory has all of them");
+    woken.recv().unwrap();
+    while store.usage().disk_writes < 32 {
+        std::thread::yield_now();
+        store.poll();
+    }
+    for chain in &others[30..] {
+        assert_eq!(
+            [store.get(&chain[0]), store.get(&chain[1])],
+            [ready(0), ready(1)]
+        );
+    }
+    drop(store);
+    let mut again = directory.store(99, 99);
+    assert_eq!(again.store.usage().disk_blocks, 1 + 32 + 20);
+    assert_eq!(again.load(&others[39]), [ready(0), ready(1)]);
+}
+
+#[test]
 fn models_do_not_share_blocks() {
     let directory = Directory::new();
     let a = names("a", 1);
     put_all(&mut directory.store(9, 9).store, &a);
-    let limits = Limits {
-        memory: 900,
-        disk: Some(DiskLimits {
-            directory: directory.0.clone(),
-            bytes: 9 * FILE,
-            model: Root::new(&[b"another model"]),
-            block: SIZE,
-        }),
-    };
-    let mut other = Store::new(limits, || {}).unwrap();
+    let mut limits = directory.limits(9, 9);
+    limits.disk.as_mut().unwrap().model = Root::new(&[b"another model"]);
+    let mut other = Store::new(&limits, || {}).unwrap();
     assert_eq!(other.get(&a[0]), Lookup::Absent);
 }
 
@@ -363,15 +399,6 @@ fn models_do_not_share_blocks() {
 fn a_directory_that_cannot_be_made_is_an_error() {
     let directory = Directory::new();
     fs::write(&directory.0, b"a file").unwrap();
-    let limits = Limits {
-        memory: 900,
-        disk: Some(DiskLimits {
-            directory: directory.0.clone(),
-            bytes: 900,
-            model: model(),
-            block: SIZE,
-        }),
-    };
-    assert!(Store::new(limits, || {}).is_err());
+    assert!(Store::new(&directory.limits(9, 9), || {}).is_err());
     fs::remove_file(&directory.0).unwrap();
 }
