@@ -8,6 +8,7 @@ pub mod bare;
 mod ffi;
 mod gguf;
 mod load;
+mod plan;
 pub mod sampling;
 mod schedule;
 mod source;
