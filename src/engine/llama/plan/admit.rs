@@ -94,13 +94,7 @@ impl Planner {
 
     /// Whom to park for the first in line, as a position in `State::running`: who is paused anyway;
     /// for an interactive one, a background one; or one of a tenant that holds more than its share.
-    fn victim(
-        &self,
-        state: &State<'_>,
-        first: InLine,
-        want: Want,
-        out: &Plan,
-    ) -> Option<usize> {
+    fn victim(&self, state: &State<'_>, first: InLine, want: Want, out: &Plan) -> Option<usize> {
         if !state.parked_room || out.park.is_some() {
             return None;
         }

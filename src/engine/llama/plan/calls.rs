@@ -98,9 +98,7 @@ impl Planner {
             }
         }
         match next {
-            Some((_, group)) if own == 0 || self.group_us * all >= max_step_us * own => {
-                Some(group)
-            }
+            Some((_, group)) if own == 0 || self.group_us * all >= max_step_us * own => Some(group),
             _ => (own > 0).then_some(self.group),
         }
     }

@@ -142,8 +142,8 @@ pub(super) struct Waiting {
     pub(super) tenant: TenantId,
     pub(super) weight: u16,
     pub(super) class: Class,
-    /// Private cells to start with: what is not cached of the prompt (or of the parked state), and
-    /// some headroom.
+    /// Private cells to start with: all of the prompt (and, if it was parked, of what it generated)
+    /// that is not cached in cells, and some headroom.
     pub(super) cells_now: u32,
     /// Most private cells it may ever use; with `pins`, no more than there are.
     pub(super) cells_full: u32,

@@ -175,7 +175,10 @@ impl World {
 
     /// Cells of cached prefixes that somebody uses.
     fn shared(&self) -> u64 {
-        let shared = self.map.iter().filter(|(owner, _)| matches!(owner, Owner::Shared(_)));
+        let shared = self
+            .map
+            .iter()
+            .filter(|(owner, _)| matches!(owner, Owner::Shared(_)));
         shared.map(|(_, &count)| u64::from(count)).sum()
     }
 
@@ -268,9 +271,13 @@ impl World {
         let mut line: Vec<_> = line.filter(|(_, s)| s.place == Place::Line).collect();
         line.sort_by_key(|(_, s)| s.since_us);
         let describe = |(key, s): (usize, &Sequence)| {
-            let pins = if s.parked { 0 } else { s.cacheable.min(idle) / GRID * GRID };
+            let pins = if s.parked {
+                0
+            } else {
+                s.cacheable.min(idle) / GRID * GRID
+            };
             let cells_full = s.prompt + s.budget - pins;
-            let held = if s.parked { s.done } else { s.total() - pins };
+            let held = s.total() - pins;
             Waiting {
                 index: u32::try_from(key).unwrap(),
                 tenant: s.tenant,
@@ -358,7 +365,10 @@ impl World {
         }
         for start in &plan.start {
             let key = start.index as usize;
-            let taken = self.sequences.iter().any(|s| s.place == Place::Id(start.id));
+            let taken = self
+                .sequences
+                .iter()
+                .any(|s| s.place == Place::Id(start.id));
             assert!(!taken && start.id < self.limits.ids);
             let waiting = state.waiting.iter().find(|w| w.index == start.index);
             let waiting = waiting.unwrap();
@@ -453,7 +463,10 @@ impl World {
         let s = &mut self.sequences[key];
         s.done += rows;
         s.served_us = now_us;
-        assert!(s.done - s.shared <= s.cells || !self.limits.pooled, "more than promised");
+        assert!(
+            s.done - s.shared <= s.cells || !self.limits.pooled,
+            "more than promised"
+        );
         assert!(s.done - s.shared <= s.full());
     }
 
@@ -506,7 +519,9 @@ impl World {
                 }
             } else if decodes && dice.below(100) < chance {
                 s.paused_since_us = Some(now_us);
-            } else if !matches!(s.place, Place::Future(_) | Place::Ended) && dice.below(800) < chance {
+            } else if !matches!(s.place, Place::Future(_) | Place::Ended)
+                && dice.below(800) < chance
+            {
                 self.end(key);
             } else if s.place == Place::Line && key > 0 && dice.below(10) == 0 {
                 s.follows = Some(usize::try_from(dice.next()).unwrap() % key);
@@ -563,7 +578,11 @@ fn sequences(dice: &mut Dice, count: u32, cells: u64) -> Vec<Sequence> {
     let cells = u32::try_from(cells).unwrap();
     let classes = [Class::Background, Class::Normal, Class::Interactive];
     let mut make = |_| {
-        let longest = if dice.below(4) == 0 { cells * 3 / 4 } else { 150 };
+        let longest = if dice.below(4) == 0 {
+            cells * 3 / 4
+        } else {
+            150
+        };
         let prompt = 1 + dice.below(longest);
         let budget = 1 + dice.below((cells - prompt).min(200));
         let class = classes[dice.below(3) as usize];
