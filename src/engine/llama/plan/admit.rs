@@ -70,8 +70,10 @@ impl Planner {
     fn stand_in_line(&mut self, state: &State<'_>) {
         self.line.clear();
         for (at, sequence) in state.waiting.iter().enumerate() {
-            let waited = state.now_us.saturating_sub(sequence.arrived_us);
-            let (account, _) = self.tenants.of_waiting(at);
+            let account = self.tenants.of_waiting(at);
+            let tenant = self.tenants.at(account);
+            let since = tenant.neglected_since(sequence.class, sequence.arrived_us);
+            let waited = state.now_us.saturating_sub(since);
             self.line.push(InLine {
                 level: aged(sequence.class, waited),
                 account,

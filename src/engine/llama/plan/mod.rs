@@ -22,7 +22,11 @@
 
 mod admit;
 mod calls;
+#[cfg(test)]
+mod random;
 mod room;
+#[cfg(test)]
+mod shares;
 #[cfg(test)]
 mod simulator;
 mod tenants;

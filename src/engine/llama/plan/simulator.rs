@@ -3,15 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
-
 use super::{
     Class, GRID, Limits, Plan, Planner, Rates, Running, Stage, State, TenantId, Waiting, calls,
 };
 
 /// Who holds a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Owner {
+pub(super) enum Owner {
     Free,
     Cache,
     /// A sequence's own.
@@ -21,7 +19,7 @@ enum Owner {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// Arrives at this time.
     Future(u64),
     Line,
@@ -36,35 +34,35 @@ pub(super) struct Sequence {
     pub(super) tenant: TenantId,
     pub(super) weight: u16,
     pub(super) class: Class,
-    adapter: u16,
-    prompt: u32,
-    budget: u32,
+    pub(super) adapter: u16,
+    pub(super) prompt: u32,
+    pub(super) budget: u32,
     /// Part of the prompt that the cache may have.
-    cacheable: u32,
-    deadline_us: Option<u64>,
-    rows: u16,
-    place: Place,
-    generated: u32,
+    pub(super) cacheable: u32,
+    pub(super) deadline_us: Option<u64>,
+    pub(super) rows: u16,
+    pub(super) place: Place,
+    pub(super) generated: u32,
     /// Tokens of `prompt + generated` that have K/V, here or in host memory.
-    done: u32,
+    pub(super) done: u32,
     /// Of these, in shared cells.
-    shared: u32,
-    cells: u32,
+    pub(super) shared: u32,
+    pub(super) cells: u32,
     /// In line since.
-    since_us: u64,
-    admitted_us: u64,
-    served_us: u64,
-    paused_since_us: Option<u64>,
-    follows: Option<usize>,
-    resumed: bool,
+    pub(super) since_us: u64,
+    pub(super) admitted_us: u64,
+    pub(super) served_us: u64,
+    pub(super) paused_since_us: Option<u64>,
+    pub(super) follows: Option<usize>,
+    pub(super) resumed: bool,
     /// Its state is in host memory.
-    parked: bool,
+    pub(super) parked: bool,
     /// Prefill calls of others since its last one.
-    missed: u32,
+    pub(super) missed: u32,
     pub(super) started_us: Option<u64>,
     pub(super) first_us: Option<u64>,
     pub(super) ended_us: Option<u64>,
-    ends: u32,
+    pub(super) ends: u32,
 }
 
 impl Sequence {
@@ -104,7 +102,7 @@ impl Sequence {
         self.prompt + self.generated.saturating_sub(1)
     }
 
-    fn stage(&self) -> Stage {
+    pub(super) fn stage(&self) -> Stage {
         if self.done < self.total() {
             let (done, total) = (self.done, self.total());
             Stage::Prefill { done, total }
@@ -133,7 +131,7 @@ pub(super) struct World {
     /// Longest time of a step beside streams, measured against the bound.
     pub(super) parks: u32,
     rates: Rates,
-    map: BTreeMap<Owner, u32>,
+    pub(super) map: BTreeMap<Owner, u32>,
     running: Vec<(usize, Running)>,
     plan: Plan,
 }
@@ -169,7 +167,7 @@ impl World {
         running.filter(|(_, r)| r.tenant == tenant).count()
     }
 
-    fn count(&self, owner: Owner) -> u32 {
+    pub(super) fn count(&self, owner: Owner) -> u32 {
         self.map.get(&owner).copied().unwrap_or(0)
     }
 
@@ -501,149 +499,5 @@ impl World {
     fn key(&self, id: u32) -> usize {
         let at = |s: &Sequence| s.place == Place::Id(id);
         self.sequences.iter().position(at).unwrap()
-    }
-
-    /// Readers fall behind and catch up, callers go, sequences find that another computes their prefix.
-    fn trouble(&mut self, dice: &mut Dice, chance: u32) {
-        for key in 0..self.sequences.len() {
-            let now_us = self.now_us;
-            let s = &mut self.sequences[key];
-            let decodes = matches!(s.place, Place::Id(_)) && s.stage() == Stage::Decode;
-            if s.paused_since_us.is_some() {
-                if dice.below(8) == 0 {
-                    s.paused_since_us = None;
-                    if s.place == Place::Away {
-                        s.place = Place::Line;
-                        s.since_us = now_us;
-                    }
-                }
-            } else if decodes && dice.below(100) < chance {
-                s.paused_since_us = Some(now_us);
-            } else if !matches!(s.place, Place::Future(_) | Place::Ended)
-                && dice.below(800) < chance
-            {
-                self.end(key);
-            } else if s.place == Place::Line && key > 0 && dice.below(10) == 0 {
-                s.follows = Some(usize::try_from(dice.next()).unwrap() % key);
-            }
-        }
-    }
-
-    fn calm(&mut self) {
-        for s in &mut self.sequences {
-            s.paused_since_us = None;
-            if s.place == Place::Away {
-                s.place = Place::Line;
-            }
-        }
-    }
-}
-
-/// Small and repeatable; proptest gives the seed.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 16
-    }
-
-    fn below(&mut self, end: u32) -> u32 {
-        u32::try_from(self.next() % u64::from(end)).unwrap()
-    }
-}
-
-fn limits() -> impl Strategy<Value = Limits> {
-    (
-        (1u32..10, 512u64..3000, 1u32..12, 64u32..300),
-        (5_000u64..60_000, any::<bool>(), any::<bool>()),
-        (prop::bool::weighted(0.8), 100u32..=150),
-    )
-        .prop_map(|((ids, cells, decode_rows, batch), step, pool)| Limits {
-            ids,
-            cells,
-            decode_rows,
-            batch,
-            max_step_us: step.0,
-            one_prompt_per_call: step.1,
-            cut_last: step.2,
-            pooled: pool.0,
-            overcommit_percent: pool.1,
-        })
-}
-
-fn sequences(dice: &mut Dice, count: u32, cells: u64) -> Vec<Sequence> {
-    let cells = u32::try_from(cells).unwrap();
-    let classes = [Class::Background, Class::Normal, Class::Interactive];
-    let mut make = |_| {
-        let longest = if dice.below(4) == 0 {
-            cells * 3 / 4
-        } else {
-            150
-        };
-        let prompt = 1 + dice.below(longest);
-        let budget = 1 + dice.below((cells - prompt).min(200));
-        let class = classes[dice.below(3) as usize];
-        let at_us = u64::from(dice.below(1_000_000));
-        Sequence {
-            adapter: u16::try_from(dice.below(6) / 4 + dice.below(6) / 5).unwrap(),
-            weight: 1 + u16::try_from(dice.below(3)).unwrap(),
-            cacheable: dice.below(prompt),
-            deadline_us: (dice.below(3) == 0).then(|| at_us + u64::from(dice.below(3_000_000))),
-            rows: 1 + u16::try_from(dice.below(8).saturating_sub(4)).unwrap(),
-            ..Sequence::new(dice.below(4), class, prompt, budget, at_us)
-        }
-    };
-    (0..count).map(&mut make).collect()
-}
-
-fn cases(default: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok();
-    let cases = cases.and_then(|cases| cases.parse().ok());
-    ProptestConfig::with_cases(cases.unwrap_or(default))
-}
-
-proptest! {
-    #![proptest_config(cases(300))]
-
-    /// `World` checks at every step that promises fit the cells, that every row has one, that rows and
-    /// runs keep to the limits, the order and the grid, that a step is as short as asked, that no
-    /// prompt starves, and that a plan is empty only when nobody could go on.
-    #[test]
-    fn every_sequence_ends_exactly_once_whatever_happens(
-        limits in limits(),
-        seed in 1u64..,
-        count in 1u32..30,
-        chance in 0u32..12,
-        host in 0usize..4,
-        spill_after_us in prop::option::of(0u64..200_000),
-    ) {
-        let mut dice = Dice(seed);
-        let sequences = sequences(&mut dice, count, limits.cells);
-        let mut world = World::new(limits, sequences);
-        world.host = host;
-        world.spill_after_us = spill_after_us;
-        for _ in 0..400 {
-            world.trouble(&mut dice, chance);
-            if !world.step() {
-                world.now_us += 20_000;
-            }
-        }
-        // No more trouble: whoever is left gets to its end. Each of at most 30 sequences needs at most
-        // 200 tokens and 50 runs, and moves some memory before that.
-        let mut steps = 0;
-        while !world.ended() {
-            world.calm();
-            if !world.step() {
-                world.now_us += 20_000;
-            }
-            steps += 1;
-            prop_assert!(steps < 20_000, "no end in sight");
-        }
-        prop_assert!(world.sequences.iter().all(|s| s.ends == 1));
-        let cached = world.count(Owner::Cache) + world.count(Owner::Free);
-        prop_assert_eq!(cached, world.map.values().sum::<u32>(), "all cells came back");
     }
 }

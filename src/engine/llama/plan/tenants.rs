@@ -4,7 +4,7 @@
 //! that one did not ask for is not saved up. Who had more than its share keeps its debt when it goes,
 //! until the others have caught up; then it is forgotten.
 
-use super::{Stage, State, TenantId};
+use super::{Class, Stage, State, TenantId};
 
 /// Clocks count in 256ths of a microsecond, so that weights divide without losing much.
 const UNIT: u64 = 256;
@@ -28,9 +28,17 @@ pub(super) struct Account {
     /// What it was admitted for and not yet charged, divided by the weight. Without this, the first
     /// of two equals would get all free ids at once.
     ahead: u64,
+    /// When it last had a running sequence, by class.
+    ran_us: [u64; 3],
 }
 
 impl Account {
+    /// Since when a sequence that arrived then has waited with none of its tenant and class running.
+    /// A long line of a tenant that is being served does not rise above other tenants' newcomers.
+    pub(super) fn neglected_since(&self, class: Class, arrived_us: u64) -> u64 {
+        self.ran_us[class as usize].max(arrived_us)
+    }
+
     /// Its place in line; the least comes first.
     pub(super) fn time(&self) -> u64 {
         self.clock + self.ahead
@@ -79,6 +87,7 @@ impl Tenants {
             account.weight = u64::from(sequence.weight.max(1));
             account.ids += 1;
             account.cells += u64::from(sequence.cells);
+            account.ran_us[sequence.class as usize] = state.now_us;
             let prompt = match sequence.stage {
                 Stage::Prefill { done, total } => u64::from(total.saturating_sub(done)),
                 Stage::Decode => 0,
@@ -111,10 +120,9 @@ impl Tenants {
         &self.accounts[self.running[at] as usize]
     }
 
-    /// The account of a waiting sequence, by its position.
-    pub(super) fn of_waiting(&self, at: usize) -> (u32, &Account) {
-        let account = self.waiting[at];
-        (account, &self.accounts[account as usize])
+    /// The position of a waiting sequence's account, by its own position.
+    pub(super) fn of_waiting(&self, at: usize) -> u32 {
+        self.waiting[at]
     }
 
     /// The account at a position that `of_waiting` told.
@@ -133,6 +141,7 @@ impl Tenants {
         let account = &mut self.accounts[self.waiting[at] as usize];
         account.ids += 1;
         account.cells += u64::from(sequence.cells_now);
+        account.ran_us[sequence.class as usize] = state.now_us;
         account.add_ahead(u64::from(sequence.prompt) * row_us(state) + decode_us(state));
     }
 
@@ -191,6 +200,7 @@ fn find(accounts: &mut Vec<Account>, tenant: TenantId) -> u32 {
                 ids: 0,
                 cells: 0,
                 ahead: 0,
+                ran_us: [0; 3],
             };
             accounts.insert(at, account);
             at

@@ -1,6 +1,5 @@
 //! The planner's rules, one by one.
 
-use super::simulator::{Sequence, World};
 use super::*;
 
 const LIMITS: Limits = Limits {
@@ -240,7 +239,7 @@ fn a_stream_has_a_promise_before_its_row() {
         overcommit_percent: 150,
         ..LIMITS
     };
-    let mut running = [Running {
+    let running = [Running {
         used: 128,
         ..decoding(0)
     }];
@@ -249,9 +248,14 @@ fn a_stream_has_a_promise_before_its_row() {
     let grown = plan(&state);
     assert_eq!(grown.grow, [Grow { id: 0, cells: 192 }]);
     assert_eq!(grown.evict_cells, 52);
-    running[0].cells = 130;
-    let mut state = super::tests::state(&limits, &running, &[]);
-    state.idle_cells = 60;
+    let running = [Running {
+        cells: 130,
+        ..running[0]
+    }];
+    let state = State {
+        running: &running,
+        ..state
+    };
     assert!(plan(&state).grow.is_empty(), "it has one");
 }
 
@@ -372,7 +376,7 @@ fn the_line_goes_by_class_then_tenant_then_deadline() {
     assert_eq!(first(&line), 4);
     line.push(Waiting {
         arrived_us: 7 * SECOND,
-        ..waiting(5, 1)
+        ..waiting(5, 2)
     });
     assert_eq!(
         first(&line),
@@ -465,100 +469,6 @@ fn tenants_that_are_gone_are_forgotten() {
     assert!(planner.tenants.len() < 1100);
     planner.plan(&state(&LIMITS, &[], &[]), &mut out);
     planner.charge(TenantId(u32::MAX), SECOND);
-}
-
-fn run(world: &mut World, until_us: u64) {
-    while world.now_us < until_us {
-        assert!(
-            world.step(),
-            "nobody stalls here, so there is always something to do"
-        );
-    }
-}
-
-#[test]
-fn two_tenants_with_full_lines_get_their_shares_of_the_time() {
-    for weight in [1, 3] {
-        let mut sequences = Vec::new();
-        for _ in 0..400 {
-            // One has long prompts and short answers, the other the reverse.
-            sequences.push(Sequence::new(1, Class::Normal, 900, 10, 0));
-            sequences.push(Sequence {
-                weight,
-                ..Sequence::new(2, Class::Normal, 50, 80, 0)
-            });
-        }
-        let limits = Limits { ids: 8, ..LIMITS };
-        let mut world = World::new(limits, sequences);
-        run(&mut world, 8 * SECOND);
-        let (one, two) = (world.served_us[&TenantId(1)], world.served_us[&TenantId(2)]);
-        let share = two as f64 / u64::from(weight) as f64 / one as f64;
-        assert!(
-            (0.85..1.18).contains(&share),
-            "weight {weight}: {one} and {two} us"
-        );
-    }
-}
-
-#[test]
-fn a_tenant_that_comes_late_gets_ids_within_seconds_and_no_credit_for_the_past() {
-    let mut sequences: Vec<_> = (0..60)
-        .map(|_| Sequence::new(1, Class::Normal, 100, 1000, 0))
-        .collect();
-    let late = 5 * SECOND;
-    sequences.extend((0..60).map(|_| Sequence::new(2, Class::Normal, 100, 1000, late)));
-    let limits = Limits { ids: 8, ..LIMITS };
-    let mut world = World::new(limits, sequences);
-    run(&mut world, late + SECOND / 2);
-    assert_eq!((world.held(1), world.held(2)), (4, 4));
-    world.served_us.clear();
-    run(&mut world, late + 10 * SECOND);
-    let (one, two) = (world.served_us[&TenantId(1)], world.served_us[&TenantId(2)]);
-    assert!(two * 10 < one * 13, "{one} and {two} us");
-}
-
-#[test]
-fn a_long_prompt_gets_on_while_short_ones_keep_coming() {
-    // The short ones alone are more than the engine can do: 200 rows of 50 us each 9 ms.
-    let mut sequences = vec![Sequence::new(1, Class::Background, 16_000, 5, 0)];
-    let short = |at: u64| Sequence::new(1, Class::Interactive, 200, 2, at * 9_000);
-    sequences.extend((0..2000).map(short));
-    let limits = Limits {
-        ids: 8,
-        cells: 40_000,
-        ..LIMITS
-    };
-    let mut world = World::new(limits, sequences);
-    while world.sequences[0].first_us.is_none() {
-        assert!(world.step());
-    }
-    // Alone it takes 0.8 s; a quarter of the calls are its own.
-    assert!(world.now_us < 8 * SECOND, "{} us", world.now_us);
-}
-
-#[test]
-fn at_95_percent_of_the_cells_64_long_prompts_all_end() {
-    for host in [usize::MAX, 2, 0] {
-        let sequences = (0..64)
-            .map(|n| Sequence::new(n % 5, Class::Normal, 400, 400, 0))
-            .collect();
-        let limits = Limits {
-            ids: 64,
-            // Their prompts fill it to 95 percent, and each wants as much again.
-            cells: 64 * 400 * 100 / 95,
-            overcommit_percent: 150,
-            ..LIMITS
-        };
-        let mut world = World::new(limits, sequences);
-        world.host = host;
-        let mut steps = 0;
-        while !world.ended() {
-            // `step` is false when no sequence moved.
-            assert!(world.step(), "something moves at every step");
-            steps += 1;
-            assert!(steps < 20_000);
-        }
-    }
 }
 
 /// By hand: `cargo test --release --lib plan::tests::cost -- --ignored --nocapture`.
