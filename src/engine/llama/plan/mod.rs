@@ -102,7 +102,7 @@ pub(super) struct Running {
     /// The tenant's share of the engine relative to others'; at least 1.
     pub(super) weight: u16,
     pub(super) class: Class,
-    /// LoRA group. One call holds one group.
+    /// The `LoRA` group. One call holds one group.
     pub(super) adapter: u16,
     pub(super) stage: Stage,
     /// Its outlet has room for what a row may yield.

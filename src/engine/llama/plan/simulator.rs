@@ -222,7 +222,7 @@ impl World {
         };
         let mut plan = std::mem::take(&mut self.plan);
         self.planner.plan(&state, &mut plan);
-        self.check(&state, &plan);
+        check(&state, &plan);
         self.apply(&state, &plan);
         self.compute(&plan);
         let busy = !plan.is_idle();
@@ -291,56 +291,6 @@ impl World {
             }
         };
         line.into_iter().map(describe).collect()
-    }
-
-    fn check(&self, state: &State<'_>, plan: &Plan) {
-        let limits = state.limits;
-        let of = |id: u32| state.running.iter().find(|r| r.id == id).unwrap();
-        assert!(plan.decode.windows(2).all(|p| p[0].id < p[1].id));
-        assert!(plan.prefill.windows(2).all(|p| p[0].id < p[1].id));
-        let rows: u32 = plan.decode.iter().map(|r| u32::from(r.rows)).sum();
-        assert!(rows <= limits.decode_rows);
-        let chunk: u32 = plan.prefill.iter().map(|r| r.to - r.from).sum();
-        assert!(chunk <= limits.batch);
-        let parked = plan.park.map(|park| park.id);
-        for row in &plan.decode {
-            let sequence = of(row.id);
-            assert!(sequence.ready && sequence.stage == Stage::Decode);
-            assert!(row.rows >= 1 && row.rows <= sequence.rows && Some(row.id) != parked);
-            assert_eq!(sequence.adapter, plan.decode_adapter);
-        }
-        for run in &plan.prefill {
-            let sequence = of(run.id);
-            assert!(!sequence.follows && Some(run.id) != parked);
-            assert_eq!(sequence.adapter, plan.prefill_adapter);
-            let Stage::Prefill { done, total } = sequence.stage else {
-                panic!("a run of a prompt that is complete");
-            };
-            assert_eq!(run.from, done);
-            assert!(run.to > run.from && run.to <= total);
-            assert!(run.to == total || run.to % GRID == 0);
-            if limits.cut_last && run.to == total {
-                assert!(run.from >= (total - 1) / GRID * GRID);
-            }
-        }
-        assert!(!limits.one_prompt_per_call || plan.prefill.len() <= 1);
-        let rates = state.rates;
-        if !plan.decode.is_empty() && rates.prefill_row_ns > 0 && rates.decode_us > 0 {
-            let prefill_us = u64::from(chunk) * rates.prefill_row_ns / 1000;
-            let line_us = u64::from(GRID) * rates.prefill_row_ns / 1000;
-            let bound = limits.max_step_us.max(rates.decode_us + line_us);
-            assert!(rates.decode_us + prefill_us <= bound + 1);
-        }
-        if let Some(park) = plan.park {
-            assert!(!park.keep || state.parked_room);
-            assert!(park.keep || limits.overcommit_percent > 100);
-        }
-        if plan.is_idle() {
-            let idle = |r: &Running| r.follows || !r.ready && r.stage == Stage::Decode;
-            assert!(state.running.iter().all(idle), "somebody could go on");
-            let helpless = !state.parked_room && !state.running.is_empty();
-            assert!(state.waiting.is_empty() || helpless, "somebody could start");
-        }
     }
 
     fn apply(&mut self, state: &State<'_>, plan: &Plan) {
@@ -499,5 +449,56 @@ impl World {
     fn key(&self, id: u32) -> usize {
         let at = |s: &Sequence| s.place == Place::Id(id);
         self.sequences.iter().position(at).unwrap()
+    }
+}
+
+/// What holds of every plan, whatever the state.
+fn check(state: &State<'_>, plan: &Plan) {
+    let limits = state.limits;
+    let of = |id: u32| state.running.iter().find(|r| r.id == id).unwrap();
+    assert!(plan.decode.windows(2).all(|p| p[0].id < p[1].id));
+    assert!(plan.prefill.windows(2).all(|p| p[0].id < p[1].id));
+    let rows: u32 = plan.decode.iter().map(|r| u32::from(r.rows)).sum();
+    assert!(rows <= limits.decode_rows);
+    let chunk: u32 = plan.prefill.iter().map(|r| r.to - r.from).sum();
+    assert!(chunk <= limits.batch);
+    let parked = plan.park.map(|park| park.id);
+    for row in &plan.decode {
+        let sequence = of(row.id);
+        assert!(sequence.ready && sequence.stage == Stage::Decode);
+        assert!(row.rows >= 1 && row.rows <= sequence.rows && Some(row.id) != parked);
+        assert_eq!(sequence.adapter, plan.decode_adapter);
+    }
+    for run in &plan.prefill {
+        let sequence = of(run.id);
+        assert!(!sequence.follows && Some(run.id) != parked);
+        assert_eq!(sequence.adapter, plan.prefill_adapter);
+        let Stage::Prefill { done, total } = sequence.stage else {
+            panic!("a run of a prompt that is complete");
+        };
+        assert_eq!(run.from, done);
+        assert!(run.to > run.from && run.to <= total);
+        assert!(run.to == total || run.to % GRID == 0);
+        if limits.cut_last && run.to == total {
+            assert!(run.from >= (total - 1) / GRID * GRID);
+        }
+    }
+    assert!(!limits.one_prompt_per_call || plan.prefill.len() <= 1);
+    let rates = state.rates;
+    if !plan.decode.is_empty() && rates.prefill_row_ns > 0 && rates.decode_us > 0 {
+        let prefill_us = u64::from(chunk) * rates.prefill_row_ns / 1000;
+        let line_us = u64::from(GRID) * rates.prefill_row_ns / 1000;
+        let bound = limits.max_step_us.max(rates.decode_us + line_us);
+        assert!(rates.decode_us + prefill_us <= bound + 1);
+    }
+    if let Some(park) = plan.park {
+        assert!(!park.keep || state.parked_room);
+        assert!(park.keep || limits.overcommit_percent > 100);
+    }
+    if plan.is_idle() {
+        let idle = |r: &Running| r.follows || !r.ready && r.stage == Stage::Decode;
+        assert!(state.running.iter().all(idle), "somebody could go on");
+        let helpless = !state.parked_room && !state.running.is_empty();
+        assert!(state.waiting.is_empty() || helpless, "somebody could start");
     }
 }
