@@ -2,8 +2,9 @@
 //!
 //! `llama-cpp-2`'s safe API carries the backend, the model and the vocabulary. Its context cannot
 //! carry an engine: no thread pool, no abort flag, and a borrow of the model that rules out owning
-//! both. So the context is ours, and this file is the only one in the project with `unsafe` in it.
-//! Every id and count is checked here, because llama.cpp aborts the process on most bad ones.
+//! both. So the context is ours, and this file and `shim.rs` are the only ones in the project with
+//! `unsafe` in them. Every id and count is checked here, because llama.cpp aborts the process on most
+//! bad ones.
 #![expect(
     unsafe_code,
     reason = "the one file that calls C; each block says why it is sound"
@@ -18,6 +19,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use llama_cpp_2::llama_backend::{LlamaBackend, NumaStrategy};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
+
+use super::shim;
 
 /// What llama.cpp could not do.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,17 @@ pub(super) enum LlamaError {
         /// Its last error lines.
         log: Vec<String>,
     },
+    /// llama.cpp threw. What the call had done by then is unknown.
+    #[error("llama.cpp threw an exception: {what}{}", after_colon(.log))]
+    Exception {
+        /// Its words.
+        what: String,
+        /// The last error lines before it.
+        log: Vec<String>,
+    },
+    /// An earlier call threw; nothing was called.
+    #[error("the context is unusable since llama.cpp threw an exception")]
+    Broken,
     /// A row or id outside the context's bounds; nothing was called.
     #[error("{0}")]
     Bounds(&'static str),
@@ -167,6 +181,8 @@ pub(super) struct Context {
     vocabulary: usize,
     max_rows: u32,
     sequences: u32,
+    /// A decode threw: nobody knows what it left behind.
+    broken: bool,
     seq_pointers: Vec<*mut sys::llama_seq_id>,
     one: Vec<i32>,
 }
@@ -201,12 +217,9 @@ impl Context {
         raw_params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast();
 
         take_errors();
-        // SAFETY: `LlamaModel` is `repr(transparent)` over a non-null `llama_model` pointer (checked
-        // by the size assertion below, and the crate's version is pinned).
-        let model_pointer = unsafe { Arc::as_ptr(&model).cast::<*mut sys::llama_model>().read() };
         // SAFETY: a live model, which outlives the context because `Self` holds the `Arc`; the abort
         // flag that the parameters point to does too.
-        let raw = unsafe { sys::llama_init_from_model(model_pointer, raw_params) };
+        let raw = unsafe { sys::llama_init_from_model(model_pointer(&model), raw_params) };
         let raw = NonNull::new(raw).ok_or_else(|| LlamaError::Context(take_errors()))?;
         // SAFETY: a live context. It takes less than was asked for when its cells are fewer.
         let max_rows = unsafe { sys::llama_n_batch(raw.as_ptr()) }.min(params.batch);
@@ -220,6 +233,7 @@ impl Context {
             abort,
             max_rows,
             sequences: params.sequences,
+            broken: false,
             seq_pointers: Vec::with_capacity(max_rows as usize),
             one: vec![1; max_rows as usize],
         };
@@ -256,8 +270,16 @@ impl Context {
         self.max_rows
     }
 
+    /// Whether a call threw. Such a context is fit for nothing but being dropped.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Computes the rows of `batch`. Their logits are readable until the next call.
     pub(super) fn decode(&mut self, batch: &mut Batch) -> Result<(), LlamaError> {
+        if self.broken {
+            return Err(LlamaError::Broken);
+        }
         let rows = batch.tokens.len();
         if rows == 0 || rows > self.max_rows as usize {
             return Err(LlamaError::Bounds("a batch has 1 to n_batch rows"));
@@ -278,7 +300,6 @@ impl Context {
         self.seq_pointers.clear();
         self.seq_pointers
             .extend(batch.sequences.iter_mut().map(std::ptr::from_mut));
-        take_errors();
         let raw = sys::llama_batch {
             n_tokens: i32::try_from(rows).unwrap_or(0),
             token: batch.tokens.as_mut_ptr(),
@@ -290,8 +311,9 @@ impl Context {
         };
         // SAFETY: all arrays have `rows` entries (`Batch::push` keeps them equal, `one` has
         // `max_rows`), live through the call and are not kept by llama.cpp. Ids were checked above.
-        let status = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
-        match status {
+        let status = unsafe { shim::decode(self.raw.as_ptr(), &raw) };
+        self.broken |= status.is_err();
+        match status? {
             0 => Ok(()),
             1 => Err(LlamaError::NoRoom),
             2 => Err(LlamaError::Aborted),
@@ -336,7 +358,17 @@ impl Drop for Context {
     }
 }
 
-// `Context::new` reads the model pointer out of `LlamaModel`.
+/// llama.cpp's own pointer to a model.
+pub(super) fn model_pointer(model: &LlamaModel) -> *mut sys::llama_model {
+    // SAFETY: `LlamaModel` is `repr(transparent)` over a non-null `llama_model` pointer (checked by the
+    // size assertion below, and the crate's version is pinned).
+    unsafe {
+        std::ptr::from_ref(model)
+            .cast::<*mut sys::llama_model>()
+            .read()
+    }
+}
+
 const _: () = assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>());
 
 /// Asked by ggml between two nodes of the graph.

@@ -10,6 +10,7 @@ mod gguf;
 mod load;
 pub mod sampling;
 mod schedule;
+mod shim;
 mod source;
 mod template;
 mod vocab;
@@ -22,7 +23,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use self::sampling::{Breakers, Sampler};
 use self::source::LlamaSource;
@@ -66,31 +67,37 @@ pub fn inspect(path: &std::path::Path, settings: &Settings) -> Result<(), LoadEr
 /// When to come back after a full queue. A guess that suits small models and large ones alike.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Text up to this many bytes is tokenized where it is, longer text on the blocking pool. llama.cpp
-/// tokenizes about 5 MB/s: 2 KiB hold a runtime thread for less than half a millisecond.
+/// Text up to this many bytes is tokenized where it is, longer text on a thread of its own. llama.cpp
+/// tokenizes about 5 MB/s: 2 KiB hold a runtime thread for less than half a millisecond, and take less
+/// than 1 MB of its stack.
 const TOKENIZE_INLINE: usize = 2 * 1024;
 
-/// Token lists up to this long become bytes where they are, longer ones on the blocking pool.
+/// Token lists up to this long become bytes where they are, longer ones on a thread of their own.
 const PIECES_INLINE: usize = 4096;
 
-/// Who may use the blocking pool now, all models together: about as many as there are cores. The pool
-/// has hundreds of threads, and a flood of long texts would take all of them from everybody else.
+/// Who may tokenize on a thread of its own now, all models together: about as many as there are cores,
+/// so that a flood of long texts takes no more than that.
 static HEAVY: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Arc::new(Semaphore::new(cores))
 });
 
-/// Runs `work` on the blocking pool, when its turn has come. Once begun it is finished, and keeps its
-/// turn until then, whether or not anybody still waits for it.
+/// Runs `work` on a thread with a deep stack, when its turn has come. Once begun it is finished, and
+/// keeps its turn until then, whether or not anybody still waits for it.
 async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let turn = HEAVY.clone().acquire_owned().await;
     let turn = turn.map_err(Failure::internal)?;
-    let done = tokio::task::spawn_blocking(move || {
-        let done = work();
-        drop(turn);
-        done
-    });
-    done.await.map_err(Failure::internal)
+    let (done, outcome) = oneshot::channel();
+    // Not the blocking pool: the depth of its stacks is not ours to say.
+    std::thread::Builder::new()
+        .name("tokenize".to_owned())
+        .stack_size(vocab::TOKENIZER_STACK)
+        .spawn(move || {
+            let _turn = turn;
+            let _ = done.send(work());
+        })
+        .map_err(Failure::internal)?;
+    outcome.await.map_err(Failure::internal)
 }
 
 /// A running model.
@@ -109,7 +116,7 @@ pub struct LlamaEngine {
     ring: u32,
 }
 
-/// What tokenizing needs, shared with the blocking pool.
+/// What tokenizing needs, shared with the threads that do it.
 struct Shared {
     card: Card,
     vocabulary: Arc<Vocabulary>,
@@ -308,7 +315,7 @@ impl LlamaEngine {
             return Ok(Arc::default());
         };
         let (shared, texts) = (self.shared.clone(), dry.sequence_breakers.clone());
-        heavy(move || shared.breakers(texts)).await
+        heavy(move || shared.breakers(texts)).await?
     }
 }
 
@@ -326,16 +333,17 @@ fn invalid_sampling(error: OutOfRange) -> Failure {
 }
 
 impl Shared {
-    fn breakers(&self, texts: Vec<String>) -> Arc<Breakers> {
+    fn breakers(&self, texts: Vec<String>) -> Result<Arc<Breakers>, Failure> {
         let last = || self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, breakers)) = &*last()
             && *known == texts
         {
-            return breakers.clone();
+            return Ok(breakers.clone());
         }
-        let breakers = Arc::new(self.vocabulary.breakers(&texts));
+        let breakers = self.vocabulary.breakers(&texts);
+        let breakers = Arc::new(breakers.map_err(Failure::internal)?);
         *last() = Some((texts, breakers.clone()));
-        breakers
+        Ok(breakers)
     }
 
     /// Refuses a text that is too long whatever its tokens turn out to be: finding them takes time in
@@ -372,11 +380,10 @@ impl Shared {
     ) -> Result<Vec<u32>, Failure> {
         match input {
             Input::Tokens(tokens) => self.checked(tokens),
-            Input::Text(text) => {
-                Ok(self
-                    .vocabulary
-                    .tokenize(text, options.add_special, options.parse_special))
-            }
+            Input::Text(text) => self
+                .vocabulary
+                .tokenize(text, options.add_special, options.parse_special)
+                .map_err(Failure::internal),
             Input::Chat(messages) => self.tokenize_chat(messages, purpose),
         }
     }
@@ -413,7 +420,8 @@ impl Shared {
         if purpose == Use::Generate {
             self.can_fit(segments.iter().map(|(text, _)| text.len()).sum())?;
         }
-        Ok(self.vocabulary.tokenize_segments(&segments, true))
+        let tokens = self.vocabulary.tokenize_segments(&segments, true);
+        tokens.map_err(Failure::internal)
     }
 
     fn checked(&self, tokens: &[u32]) -> Result<Vec<u32>, Failure> {

@@ -10,12 +10,18 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
+use super::ffi::LlamaError;
 use super::sampling::Breakers;
+use super::shim;
 
 /// Longest text handed to llama.cpp's BPE tokenizer in one piece, in bytes. Some pre-tokenizers fall
-/// back to `std::regex`, which recurses per character and overflows the stack on long runs of one
-/// class (llama.cpp issue 17902); 64 KiB stays within the stack of our blocking threads.
-const PIECE_BYTES: usize = 64 * 1024;
+/// back to `std::regex`, which recurses for each character of a run of one kind (llama.cpp issue 17902):
+/// up to 350 bytes of stack each with libstdc++, 6 MB for a piece.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// Stack of a thread that tokenizes more than a few KiB: ten times what a piece was seen to take, for
+/// other standard libraries. Memory only where it is used.
+pub(super) const TOKENIZER_STACK: usize = 64 * 1024 * 1024;
 
 /// A model's vocabulary.
 pub(super) struct Vocabulary {
@@ -138,7 +144,12 @@ impl Vocabulary {
 
     /// The tokens of a text. `add_special` puts the beginning-of-text token in front where the model
     /// wants one; `parse_special` lets the texts of control tokens become those tokens.
-    pub(super) fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+    pub(super) fn tokenize(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<u32>, LlamaError> {
         self.tokenize_segments(&[(text, parse_special)], add_special)
     }
 
@@ -147,17 +158,15 @@ impl Vocabulary {
         &self,
         segments: &[(&str, bool)],
         add_special: bool,
-    ) -> Vec<u32> {
-        let vocab = self.model.vocab();
+    ) -> Result<Vec<u32>, LlamaError> {
         let mut tokens = Vec::new();
         for &(segment, parse_special) in segments {
             for piece in self.pieces_of(segment) {
-                tokens.extend(
-                    vocab
-                        .tokenize(piece.as_bytes(), false, parse_special)
-                        .into_iter()
-                        .map(unsigned),
-                );
+                tokens.extend(shim::tokenize(
+                    &self.model,
+                    piece.as_bytes(),
+                    parse_special,
+                )?);
             }
         }
         if add_special
@@ -167,7 +176,7 @@ impl Vocabulary {
         {
             tokens.insert(0, bos);
         }
-        tokens
+        Ok(tokens)
     }
 
     /// Marks every control-token text in `text` with a pair of guard characters, so that it can be
@@ -211,12 +220,17 @@ impl Vocabulary {
     }
 
     /// Where DRY must not count a repetition on: every way in which `texts` can begin in a token.
-    pub(super) fn breakers(&self, texts: &[String]) -> Breakers {
+    pub(super) fn breakers(&self, texts: &[String]) -> Result<Breakers, LlamaError> {
         let count = u32::try_from(self.len()).unwrap_or(0);
-        Breakers::new(texts, (0..count).map(|token| self.piece(token)), |rest| {
-            let tokens = self.model.vocab().tokenize(rest, false, false);
-            tokens.into_iter().map(unsigned).collect()
-        })
+        let pieces = (0..count).map(|token| self.piece(token));
+        let mut failed = None;
+        let breakers = Breakers::new(texts, pieces, |rest| {
+            shim::tokenize(&self.model, rest, false).unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
+        });
+        failed.map_or(Ok(breakers), Err)
     }
 }
 

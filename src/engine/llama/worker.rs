@@ -216,6 +216,10 @@ impl Worker {
         let decoded = self.decode();
         let prefilled = self.prefill(decoded);
         self.publish();
+        if self.setup.context.is_broken() {
+            // What is left fails with the thread; the model is loaded anew.
+            return false;
+        }
         if !decoded && !prefilled {
             let until = self.next_deadline.map_or(IDLE, |deadline| {
                 deadline.saturating_duration_since(Instant::now()).min(IDLE)

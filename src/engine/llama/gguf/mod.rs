@@ -23,7 +23,7 @@ mod tensors;
 mod vocabulary;
 
 #[cfg(test)]
-mod build;
+pub(in crate::engine::llama) mod build;
 #[cfg(test)]
 mod tests;
 
