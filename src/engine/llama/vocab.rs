@@ -19,6 +19,10 @@ use super::shim;
 /// up to 350 bytes of stack each with libstdc++, 6 MB for a piece.
 const PIECE_BYTES: usize = 16 * 1024;
 
+/// Most digits in a row that llama.cpp is handed. Some pre-tokenizers look from each digit to the last
+/// one: 16 KiB of digits took 15 s. A multiple of three, because that is how many make a token.
+const NUMBER_BYTES: usize = 255;
+
 /// Stack of a thread that tokenizes more than a few KiB: ten times what a piece was seen to take, for
 /// other standard libraries. Memory only where it is used.
 pub(super) const TOKENIZER_STACK: usize = 64 * 1024 * 1024;
@@ -204,18 +208,21 @@ impl Vocabulary {
     /// Cuts a long text where the regular expression would cut it anyway: before white space that
     /// follows something else. Vocabularies without a regular expression take it whole.
     fn pieces_of<'t>(&self, mut text: &'t str) -> Vec<&'t str> {
+        if !self.is_bpe {
+            return vec![text];
+        }
         let mut pieces = Vec::new();
-        while self.is_bpe && text.len() > PIECE_BYTES {
+        while text.len() > PIECE_BYTES {
             let limit = text.floor_char_boundary(PIECE_BYTES);
             let window = text.as_bytes();
             let gap = (limit / 2..limit).rev().find(|&at| {
                 window[at].is_ascii_whitespace() && !window[at - 1].is_ascii_whitespace()
             });
             let (piece, rest) = text.split_at(gap.unwrap_or(limit));
-            pieces.push(piece);
+            cut_numbers(piece, &mut pieces);
             text = rest;
         }
-        pieces.push(text);
+        cut_numbers(text, &mut pieces);
         pieces
     }
 
@@ -232,6 +239,26 @@ impl Vocabulary {
         });
         failed.map_or(Ok(breakers), Err)
     }
+}
+
+/// Cuts a piece after every [`NUMBER_BYTES`] digits in a row.
+fn cut_numbers<'t>(mut piece: &'t str, pieces: &mut Vec<&'t str>) {
+    let end_of_long = |piece: &str| {
+        let mut digits = 0;
+        let reached = piece.bytes().position(|byte| {
+            digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+            digits == NUMBER_BYTES
+        });
+        reached.map(|at| at + 1)
+    };
+    while piece.len() > NUMBER_BYTES
+        && let Some(end) = end_of_long(piece)
+    {
+        let (number, rest) = piece.split_at(end);
+        pieces.push(number);
+        piece = rest;
+    }
+    pieces.push(piece);
 }
 
 /// Two characters that do not occur in a request and will not occur in text: Unicode noncharacters
