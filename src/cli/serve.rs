@@ -13,13 +13,14 @@ use crate::telemetry::Logs;
 
 /// Serves until a signal, or until a model turns out to be unusable.
 pub(super) fn run(flags: Flags) -> anyhow::Result<ExitCode> {
-    let config = match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
+    let mut config = match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
         Ok(config) => config,
         Err(error) => {
             check::report(&error)?;
             return Ok(ExitCode::from(BAD_CONFIG));
         }
     };
+    config.engine.program = Some(super::program());
     let logs = Logs::install(&config.telemetry).context("cannot start logging")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

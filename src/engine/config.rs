@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{Kind, Sampling};
@@ -94,12 +94,16 @@ enum EngineName {
 ///
 /// An entry of `[[models]]` is read into this struct whole, so that no setting is written down
 /// twice; [`Model`] then takes out what says which model it is.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
+    #[serde(skip_serializing)]
     name: Option<ModelName>,
+    #[serde(skip_serializing)]
     path: Option<PathBuf>,
+    #[serde(skip_serializing)]
     engine: Option<EngineName>,
+    #[serde(skip_serializing)]
     script: Option<Box<Script>>,
     /// Tokens a sequence may hold; absent takes the model's own, at most 4096.
     pub context: Option<NonZeroU32>,
@@ -141,6 +145,8 @@ pub struct Settings {
     pub gpu_layers: Option<u32>,
     /// Which GPU, counted from 0.
     pub main_gpu: u32,
+    /// Load the file at once. Otherwise a process of its own tries it first.
+    pub trusted: bool,
     /// A Jinja file to use instead of the model's chat template.
     pub chat_template: Option<PathBuf>,
     /// What a request does not say about sampling.
@@ -171,6 +177,7 @@ impl Default for Settings {
             mlock: false,
             gpu_layers: None,
             main_gpu: 0,
+            trusted: false,
             chat_template: None,
             sampling: Sampling::default(),
         }
@@ -385,7 +392,7 @@ impl Script {
 }
 
 /// How sequences share the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvLayout {
     /// Each sequence has `context` cells of its own.
@@ -395,7 +402,7 @@ pub enum KvLayout {
 }
 
 /// The type of cached keys or values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
     /// 32-bit floating point.
@@ -411,7 +418,7 @@ pub enum KvType {
 }
 
 /// Whether to use flash attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlashAttention {
     /// Where the backend supports it.
@@ -423,11 +430,28 @@ pub enum FlashAttention {
 }
 
 /// `[engine]`: what concerns the whole process, set once when llama.cpp starts.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Process {
     /// Placement on machines with several memory nodes.
     pub numa: Numa,
+    /// How long trying a model in a process of its own may take.
+    #[serde(with = "humantime_serde")]
+    pub canary_timeout: Duration,
+    /// The file of this program, to start such a process from; not a setting. Without it, none is
+    /// started.
+    #[serde(skip)]
+    pub program: Option<PathBuf>,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self {
+            numa: Numa::default(),
+            canary_timeout: Duration::from_mins(5),
+            program: None,
+        }
+    }
 }
 
 /// Placement on machines with several memory nodes.

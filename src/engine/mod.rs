@@ -3,6 +3,7 @@
 //! An [`Engine`] turns a [`Request`] into [`Source`]s. `llama/` runs a GGUF model in this process;
 //! `scripted.rs` plays exact tokens at exact times. Nothing above this folder knows which is which.
 
+mod child;
 pub mod config;
 pub mod llama;
 mod ring;

@@ -11,6 +11,7 @@
 )]
 
 mod backpressure;
+mod canary;
 mod cancellation;
 mod command_line;
 mod connections;

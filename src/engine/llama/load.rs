@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
@@ -11,6 +12,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
+use super::canary::{self, CanaryError};
 use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
 use super::gguf::{self, GgufError, Summary};
 use super::template::ChatTemplate;
@@ -71,6 +73,14 @@ pub enum LoadError {
         path: String,
         /// Its own words.
         reason: String,
+    },
+    /// The process that tried the model did not come back well.
+    #[error("{path} cannot be used: {source}")]
+    Canary {
+        /// Which file.
+        path: String,
+        /// What became of it.
+        source: CanaryError,
     },
     /// The process is to end.
     #[error("loading was stopped")]
@@ -214,6 +224,15 @@ pub(super) fn map(
         return Err(LoadError::Kind { path: label });
     }
     file.rewind().map_err(unreadable)?;
+    if matches!(weights, Weights::File(_)) && !settings.trusted {
+        canary::try_out(&file, settings, process, loading).map_err(|source| match source {
+            CanaryError::Stopped => LoadError::Stopped,
+            source => LoadError::Canary {
+                path: label.clone(),
+                source,
+            },
+        })?;
+    }
 
     // By descriptor: what was checked is what is loaded, whatever happens to the path meanwhile.
     let path = descriptor_path(&file);
@@ -358,8 +377,7 @@ fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-fn descriptor_path(file: &File) -> PathBuf {
-    use std::os::fd::AsRawFd;
+pub(super) fn descriptor_path(file: &impl AsRawFd) -> PathBuf {
     let directory = if cfg!(target_os = "linux") {
         "/proc/self/fd"
     } else {

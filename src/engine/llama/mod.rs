@@ -5,6 +5,7 @@
 //! back through one ring per sequence (`engine/ring.rs`), read by a `LlamaSource`.
 
 pub mod bare;
+pub mod canary;
 mod ffi;
 mod gguf;
 mod load;

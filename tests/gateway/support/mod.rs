@@ -10,7 +10,7 @@ mod raw;
 mod sse;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluicegate::app::App;
@@ -43,9 +43,16 @@ pub(crate) fn demo_file() -> &'static Path {
 pub(crate) struct Setup {
     sections: String,
     models: String,
+    program: Option<PathBuf>,
 }
 
 impl Setup {
+    /// Lets the gateway start processes of its own, from this file.
+    pub(crate) fn program(mut self, file: &Path) -> Self {
+        self.program = Some(file.to_owned());
+        self
+    }
+
     /// Adds sections of the configuration file.
     pub(crate) fn with(mut self, sections: &str) -> Self {
         self.sections += sections;
@@ -91,7 +98,8 @@ impl Setup {
                 ..Flags::default()
             },
         };
-        let config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+        let mut config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+        config.engine.program = self.program;
         let app = App::start(config, || 0).expect("the gateway starts");
         TestGateway {
             public: app.public_addresses()[0],
