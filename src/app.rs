@@ -4,7 +4,7 @@
 //! watch, the metrics thread, and through the registry the engines' threads.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -45,7 +45,8 @@ pub struct App {
     public: Endpoint,
     ops: Endpoint,
     watching: JoinHandle<()>,
-    loading: JoinHandle<()>,
+    /// Loads the models, then replaces engines that die.
+    keeping: Mutex<Option<JoinHandle<()>>>,
     loaded: watch::Receiver<Option<Result<(), String>>>,
     _upkeep: Upkeep,
 }
@@ -109,16 +110,17 @@ impl App {
         })?;
 
         let (done, loaded) = watch::channel(None);
-        let loading = tokio::spawn({
+        let keeping = tokio::spawn({
             let registry = registry.clone();
             async move {
                 let result = registry.load(&metrics).await;
                 let _ = done.send(Some(result));
+                registry.keep(&metrics).await;
             }
         });
         Ok(Self {
             watching: tokio::spawn(async move { watch.run().await }),
-            loading,
+            keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,
             drain: config.drain,
@@ -174,8 +176,7 @@ impl App {
         // A slow reader of a finished answer has a little of what is left to take it.
         let left = deadline - Instant::now();
         self.public.close(left.clamp(FLUSH, LAST_BYTES)).await;
-        self.loading.abort();
-        self.registry.stop().await;
+        self.stop_models().await;
         self.watching.abort();
         self.ops.close(FLUSH).await;
     }
@@ -189,7 +190,21 @@ impl App {
         self.public.closing.tracker.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.public.closing.tracker.wait()).await;
         self.public.closing.now.cancel();
-        let _ = tokio::time::timeout(LAST_WORDS, self.registry.stop()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.stop_models()).await;
+    }
+
+    /// First what would load models again, then the engines.
+    async fn stop_models(&self) {
+        let keeping = self
+            .keeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeping) = keeping {
+            keeping.abort();
+            let _ = keeping.await;
+        }
+        self.registry.stop().await;
     }
 }
 

@@ -492,6 +492,8 @@ pub struct Script {
     pub fail_at: Option<u32>,
     /// What that failure is; absent is `internal`.
     pub fail_kind: Option<FailKind>,
+    /// The whole engine dies instead of giving this token, counted from 0.
+    pub die_at: Option<u32>,
 }
 
 impl Default for Script {
@@ -506,6 +508,7 @@ impl Default for Script {
             stall: None,
             fail_at: None,
             fail_kind: None,
+            die_at: None,
         }
     }
 }

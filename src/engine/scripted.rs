@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::config::{FailKind, Script};
 use super::text::{Flow, TextAssembler};
@@ -46,6 +47,8 @@ pub struct ScriptedEngine {
     script: Script,
     ring: u32,
     counters: Arc<Counters>,
+    /// Cancelled when a script makes the engine die.
+    death: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -72,10 +75,14 @@ impl ScriptedEngine {
             script,
             ring: u32::try_from(ring).unwrap_or(u32::MAX),
             counters: Arc::default(),
+            death: CancellationToken::new(),
         }
     }
 
     fn play(&self, request: &Request) -> Result<Started, Failure> {
+        if !self.is_alive() {
+            return Err(dead());
+        }
         let script = match request.model.split_once('?') {
             Some((_, changes)) => changed(&self.script, changes)?,
             None => self.script.clone(),
@@ -103,6 +110,8 @@ impl ScriptedEngine {
                 text: TextAssembler::new(&request.stop),
                 sleep: None,
                 running: Running::new(&self.counters),
+                death: self.death.clone(),
+                died: Box::pin(self.death.clone().cancelled_owned()),
             }) as Box<dyn Source>
         });
         Ok(Started {
@@ -141,7 +150,7 @@ impl Engine for ScriptedEngine {
     }
 
     fn is_alive(&self) -> bool {
-        true
+        !self.death.is_cancelled()
     }
 
     fn gauges(&self) -> Gauges {
@@ -155,6 +164,10 @@ impl Engine for ScriptedEngine {
     fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
+}
+
+fn dead() -> Failure {
+    Failure::internal("the script says that the engine dies here")
 }
 
 fn bytes_of(input: &Input) -> Result<Vec<u32>, Failure> {
@@ -188,6 +201,7 @@ struct Play {
     pace: Duration,
     stall: Option<(u32, Duration)>,
     fail: Option<(u32, Kind)>,
+    die: Option<u32>,
 }
 
 impl Play {
@@ -214,6 +228,7 @@ impl Play {
             fail: script
                 .fail_at
                 .map(|at| (at, script.fail_kind.unwrap_or(FailKind::Internal).into())),
+            die: script.die_at,
         }
     }
 
@@ -281,6 +296,9 @@ struct ScriptedSource {
     text: TextAssembler,
     sleep: Option<Pin<Box<Sleep>>>,
     running: Arc<Running>,
+    /// Ends every stream of the engine.
+    death: CancellationToken,
+    died: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl ScriptedSource {
@@ -323,6 +341,10 @@ impl ScriptedSource {
 
 impl Source for ScriptedSource {
     fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()> {
+        if self.died.as_mut().poll(cx).is_ready() {
+            burst.failed(dead());
+            return Poll::Ready(());
+        }
         if let Some(sleep) = &mut self.sleep {
             ready!(sleep.as_mut().poll(cx));
         }
@@ -335,6 +357,11 @@ impl Source for ScriptedSource {
                 && self.due(self.next) <= now
             {
                 burst.failed(Failure::new(kind, "The script says that this fails here."));
+                return Poll::Ready(());
+            }
+            if self.play.die.is_some_and(|at| self.next >= at) && self.due(self.next) <= now {
+                self.death.cancel();
+                burst.failed(dead());
                 return Poll::Ready(());
             }
             if self.next >= self.play.tokens {
@@ -408,6 +435,7 @@ fn changed(script: &Script, changes: &str) -> Result<Script, Failure> {
             "stall_at" => script.stall_at = Some(count()?),
             "stall" => script.stall = Some(time()?),
             "fail_at" => script.fail_at = Some(count()?),
+            "die_at" => script.die_at = Some(count()?),
             "fail_kind" => {
                 let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(value);
                 let kind =

@@ -142,11 +142,10 @@ impl Gateway {
         self.watch.cancel(id, &failure)
     }
 
-    /// The models that can be used now.
+    /// The models that have been ready, each with why it cannot be used now, if so.
     #[must_use]
-    pub fn models(&self) -> Vec<Card> {
-        let engines = self.registry.ready();
-        engines.iter().map(|engine| engine.card().clone()).collect()
+    pub fn models(&self) -> Vec<(Card, Option<String>)> {
+        self.registry.cards()
     }
 
     /// The name under which a request for `model` is served; empty means the default model.

@@ -71,9 +71,11 @@ const REQUESTS: &str = "sluicegate_requests_total";
 const TOKENS: &str = "sluicegate_tokens_total";
 const SEND_STALLS: &str = "sluicegate_send_stalls_total";
 const PAUSES: &str = "sluicegate_pauses_total";
+const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
+const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
 const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-const COUNTERS: [(&str, &str); 5] = [
+const COUNTERS: [(&str, &str); 7] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -83,6 +85,14 @@ const COUNTERS: [(&str, &str); 5] = [
     (
         PAUSES,
         "Times that a sequence left the batch because its reader was behind.",
+    ),
+    (
+        ENGINE_DEATHS,
+        "Times that a model's engine stopped although nobody stopped it, or did not load again.",
+    ),
+    (
+        ENGINE_RELOADS,
+        "Times that a model was loaded again after its engine had stopped.",
     ),
     (
         TELEMETRY_DROPPED,
@@ -164,6 +174,8 @@ pub struct ModelMetrics {
     tokens_cached: Counter,
     send_stalls: Counter,
     pauses: Counter,
+    engine_deaths: Counter,
+    engine_reloads: Counter,
     running: Gauge,
     waiting: Gauge,
     paused: Gauge,
@@ -346,6 +358,8 @@ impl ModelMetrics {
             tokens_cached: tokens("cached"),
             send_stalls: counter(recorder, SEND_STALLS, &model),
             pauses: counter(recorder, PAUSES, &model),
+            engine_deaths: counter(recorder, ENGINE_DEATHS, &model),
+            engine_reloads: counter(recorder, ENGINE_RELOADS, &model),
             running: gauge(recorder, REQUESTS_RUNNING, &model),
             waiting: gauge(recorder, REQUESTS_WAITING, &model),
             paused: gauge(recorder, SEQUENCES_PAUSED, &model),
@@ -363,6 +377,16 @@ impl ModelMetrics {
     /// A request left the waiting line after this long.
     pub fn queued(&self, wait: Duration) {
         self.queue.record(wait);
+    }
+
+    /// The engine stopped although nobody stopped it, or did not load again.
+    pub fn engine_died(&self) {
+        self.engine_deaths.increment(1);
+    }
+
+    /// The model was loaded again after its engine had stopped.
+    pub fn engine_reloaded(&self) {
+        self.engine_reloads.increment(1);
     }
 
     pub(super) fn request_ended(&self, route: Route, outcome: Outcome) {

@@ -206,7 +206,7 @@ async fn list_models(State(context): State<Context>) -> Response {
 
 async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Response {
     let cards = context.gateway.models();
-    match cards.iter().find(|card| *card.name == *id) {
+    match cards.iter().find(|(card, _)| *card.name == *id) {
         Some(card) => {
             let mut out = BytesMut::new();
             models::write_one(&as_model(card), &mut out);
@@ -224,7 +224,9 @@ async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Re
 }
 
 /// A model's card as the wire shows it.
-pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
+pub(super) fn as_model(
+    (card, unavailable): &(crate::engine::Card, Option<String>),
+) -> models::Model<'_> {
     models::Model {
         id: &card.name,
         created: card.created,
@@ -233,6 +235,7 @@ pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
         vocabulary: card.vocabulary,
         parameters: card.parameters,
         bytes: card.bytes,
+        unavailable: unavailable.as_deref(),
     }
 }
 

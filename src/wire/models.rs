@@ -22,6 +22,8 @@ pub struct Model<'a> {
     pub parameters: Option<u64>,
     /// Size of the weights in bytes, when known.
     pub bytes: Option<u64>,
+    /// Why it cannot be used now, if so.
+    pub unavailable: Option<&'a str>,
 }
 
 /// OpenAI's model object; `meta` has the names that llama-server gives these figures.
@@ -31,6 +33,8 @@ struct Entry<'a> {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unavailable: Option<&'a str>,
     meta: Meta,
 }
 
@@ -56,6 +60,7 @@ impl<'a> From<&Model<'a>> for Entry<'a> {
             object: "model",
             created: model.created,
             owned_by: "sluicegate",
+            unavailable: model.unavailable,
             meta: Meta {
                 n_ctx: model.context,
                 n_ctx_train: model.context_trained,
@@ -95,6 +100,7 @@ mod tests {
             vocabulary: 512,
             parameters: Some(1000),
             bytes: Some(2000),
+            unavailable: None,
         };
         let mut out = BytesMut::new();
         write_list(std::slice::from_ref(&model), &mut out);
@@ -107,6 +113,14 @@ mod tests {
             serde_json::json!({"id": "de\"mo", "object": "model", "created": 7, "owned_by": "sluicegate",
                 "meta": {"n_ctx": 4096, "n_ctx_train": null, "n_vocab": 512, "n_params": 1000, "size": 2000}})
         );
+        let gone = Model {
+            unavailable: Some("quarantined"),
+            ..model
+        };
+        out.clear();
+        write_one(&gone, &mut out);
+        let gone: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(gone["unavailable"], "quarantined");
         assert_eq!(list, serde_json::json!({"object": "list", "data": [one]}));
     }
 }

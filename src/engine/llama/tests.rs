@@ -221,3 +221,21 @@ async fn an_engine_thread_that_ends_by_itself_is_not_alive() {
     engine.stop().await;
     assert!(engine.is_alive(), "it was told to end");
 }
+
+#[tokio::test]
+async fn a_panic_of_the_engine_thread_ends_running_and_waiting_streams_with_an_error() {
+    let engine = engine(|settings| settings.parallel = 1);
+    let (first, second) = (once(), once());
+    let mut running = engine.start(&first).await.unwrap();
+    let mut waiting = engine.start(&second).await.unwrap();
+    until(|| engine.gauges().paused == 1 && engine.gauges().waiting == 1).await;
+    engine.counters.panics.store(true, Relaxed);
+    engine.thread.unpark();
+    for started in [&mut running, &mut waiting] {
+        let failure = end_of(started.sources.remove(0)).await.unwrap_err();
+        assert_eq!(failure.kind, Kind::Internal);
+    }
+    until(|| !engine.is_alive()).await;
+    assert_eq!(refusal(&engine, &once()).await.kind, Kind::NotReady);
+    engine.stop().await;
+}

@@ -45,6 +45,9 @@ pub(super) struct Counters {
     pub(super) pauses: AtomicU64,
     /// KV cells holding tokens.
     pub(super) kv_used: AtomicU64,
+    /// A test asks the engine thread to panic.
+    #[cfg(test)]
+    pub(super) panics: AtomicBool,
 }
 
 /// A place among the accepted sequences, given back when the sequence ends.
@@ -211,6 +214,8 @@ impl Worker {
         if !self.take_work() {
             return false;
         }
+        #[cfg(test)]
+        assert!(!self.setup.counters.panics.load(Relaxed), "as asked");
         self.drop_cancelled();
         self.admit();
         let decoded = self.decode();

@@ -325,3 +325,25 @@ async fn no_change_of_a_script_is_too_large_for_clocks_and_buffers() {
     let first = started.sources[0].poll_fill(&mut Context::from_waker(Waker::noop()), &mut burst);
     assert!(first.is_pending());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_death_ends_every_stream_of_the_engine_and_refuses_the_next() {
+    let (ledger, engine) = (Arc::default(), engine());
+    let (mut other, _watch) = open(&engine, &request("scripted?pace=1h", 1), &ledger).await;
+    let mut burst = Burst::new();
+    other.burst(&mut burst).await;
+    let waiting = tokio::spawn(async move { text_of(&mut other).await });
+    tokio::task::yield_now().await;
+    assert!(engine.is_alive());
+    let dying = request("scripted?die_at=2&size=3&text=abc", 1);
+    let (mut dying, _watch) = open(&engine, &dying, &ledger).await;
+    let start = Instant::now();
+    let (text, failure) = text_of(&mut dying).await;
+    assert_eq!(text, "abcabc");
+    assert_eq!(failure.unwrap().kind, Kind::Internal);
+    let (_, failure) = waiting.await.unwrap();
+    assert_eq!(failure.unwrap().kind, Kind::Internal);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert!(!engine.is_alive());
+    assert!(engine.start(&request("scripted", 1)).await.is_err());
+}
