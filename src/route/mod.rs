@@ -83,7 +83,7 @@ impl Registry {
         }
         while keepers.join_next().await.is_some() {}
         // Without a model there is nothing to keep.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Loads every model, one after the other, and proves each with a one-token generation. Returns

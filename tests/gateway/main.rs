@@ -15,6 +15,7 @@ mod canary;
 mod cancellation;
 mod command_line;
 mod connections;
+mod deaths;
 mod drain;
 mod files;
 mod limits;

@@ -56,12 +56,12 @@ fn byte_text(byte: u32) -> char {
     let code = if own(byte) {
         byte
     } else {
-        256 + (0..byte).filter(|&before| !own(before)).count() as u32
+        256 + (0..byte).fold(0, |count, before| count + u32::from(!own(before)))
     };
     char::from_u32(code).unwrap()
 }
 
-/// A vocabulary as SentencePiece has it, but without tokens for the bytes.
+/// A vocabulary as `SentencePiece` has it, but without tokens for the bytes.
 fn no_bytes() -> Gguf {
     let mut file = sound();
     let count = 16;
