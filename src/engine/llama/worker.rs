@@ -222,7 +222,7 @@ impl Worker {
         let prefilled = self.prefill(decoded);
         self.publish();
         if self.setup.context.is_broken() {
-            // What is left fails with the thread; the model is loaded anew.
+            self.give_up();
             return false;
         }
         if !decoded && !prefilled {
@@ -543,6 +543,14 @@ impl Worker {
                 sequence.job.fail(failure.clone());
             }
             self.free(id);
+        }
+    }
+
+    /// Ends what is left after llama.cpp threw; the model is to be loaded anew.
+    fn give_up(&mut self) {
+        let taken = self.slots.iter_mut().flatten().map(|slot| &mut slot.job);
+        for job in taken.chain(&mut self.waiting) {
+            job.fail(Failure::internal(LlamaError::Broken));
         }
     }
 
