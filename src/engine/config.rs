@@ -435,8 +435,8 @@ pub enum FlashAttention {
 pub struct Process {
     /// Placement on machines with several memory nodes.
     pub numa: Numa,
-    /// How long trying a model in a process of its own may take.
-    #[serde(with = "humantime_serde")]
+    /// How long trying a model in a process of its own may take; not zero.
+    #[serde(deserialize_with = "some_time")]
     pub canary_timeout: Duration,
     /// The file of this program, to start such a process from; not a setting. Without it, none is
     /// started.
@@ -541,6 +541,15 @@ impl From<FailKind> for Kind {
     }
 }
 
+/// A duration above zero.
+fn some_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let time: Duration = humantime_serde::deserialize(deserializer)?;
+    if time.is_zero() {
+        return Err(D::Error::custom("0s is out of range; must be longer"));
+    }
+    Ok(time)
+}
+
 /// A number between two bounds, both included.
 fn within<'de, D, const MIN: u32, const MAX: u32>(deserializer: D) -> Result<u32, D::Error>
 where
@@ -621,6 +630,15 @@ mod tests {
             ))
             .is_ok()
         );
+    }
+
+    #[test]
+    fn a_trial_takes_some_time() {
+        let read = |text: &str| toml::from_str::<Process>(text);
+        assert!(read("canary_timeout = '0s'").is_err());
+        let process = read("canary_timeout = '2s'").unwrap();
+        assert_eq!(process.canary_timeout, Duration::from_secs(2));
+        assert_eq!(read("").unwrap(), Process::default());
     }
 
     #[test]

@@ -42,7 +42,7 @@ const CONTEXT: NonZeroU32 = NonZeroU32::new(256).unwrap();
 #[derive(Debug, thiserror::Error)]
 pub enum CanaryError {
     /// It could not be started.
-    #[error("the trial process could not be started")]
+    #[error("the process that tries it could not be started (a trusted model needs none)")]
     Start(#[source] io::Error),
     /// It found something.
     #[error("{0}")]
