@@ -340,7 +340,7 @@ impl Context {
 
     /// Forgets everything of a sequence.
     pub(super) fn forget(&mut self, sequence: u32) {
-        if sequence < self.sequences {
+        if sequence < self.sequences && !self.broken {
             // SAFETY: a live memory and an id in range; -1, -1 means all positions.
             unsafe {
                 sys::llama_memory_seq_rm(self.memory, signed(sequence), -1, -1);
