@@ -1,6 +1,6 @@
 //! The bare batched decode loop: what the machine gives when nothing but the model is computed.
 //!
-//! The yardstick of `benches/decode.rs`. One row for each of `rows` sequences per step, no sampling,
+//! The yardstick of `benches/decode.rs` and `examples/bare.rs`. One row for each of `rows` sequences per step, no sampling,
 //! no rings, no readers; the engine's own figure is stated as a share of this one.
 
 use std::sync::Arc;
@@ -17,6 +17,8 @@ pub struct BareLoop {
     rows: u32,
     position: u32,
     last: u32,
+    /// Rows that one call computes at most.
+    most: u32,
 }
 
 impl BareLoop {
@@ -35,7 +37,32 @@ impl BareLoop {
             rows: params.sequences,
             position: 0,
             last: params.context - 1,
+            most: params.batch,
         })
+    }
+
+    /// Reads a prompt of so many tokens into every sequence, one after the other, from where they are.
+    ///
+    /// # Errors
+    /// llama.cpp failed, or the context is too small.
+    pub fn read(&mut self, tokens: u32) -> Result<(), LoadError> {
+        let end = self.position + tokens;
+        for sequence in 0..self.rows {
+            let mut position = self.position;
+            while position < end {
+                self.batch.clear();
+                for position in position..end.min(position + self.most) {
+                    let token = 100 + (position + sequence) % 1000;
+                    self.batch
+                        .push(token, position, sequence, position + 1 == end);
+                }
+                self.context.decode(&mut self.batch)?;
+                position += self.most;
+            }
+            let _ = self.context.logits(self.batch.len() - 1);
+        }
+        self.position = end;
+        Ok(())
     }
 
     /// Decodes one token for every sequence.
