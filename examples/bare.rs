@@ -62,7 +62,7 @@ fn measure(bare: &mut BareLoop, prompt: u32, tokens: u32) -> Result<()> {
     }
     let made = f64::from(tokens * rows);
     let rate = made / begin.elapsed().as_secs_f64();
-    let cost = (cpu_time() - cpu).as_secs_f64() * 1e6 / made;
+    let cost = cpu_time().saturating_sub(cpu).as_secs_f64() * 1e6 / made;
     println!(
         "{{\"pp\": {prompt}, \"tg\": {tokens}, \"pl\": {rows}, \"speed_pp\": {prompt_rate:.3}, \
          \"speed_tg\": {rate:.3}, \"cpu_us_tg\": {cost:.3}}}"
@@ -79,6 +79,12 @@ fn cpu_time() -> Duration {
 fn flags(arguments: &[String]) -> Result<HashMap<&str, &str>> {
     let (pairs, rest) = arguments.as_chunks::<2>();
     ensure!(rest.is_empty(), "every flag has a value");
+    for [flag, value] in pairs {
+        let known = ["-m", "-c", "-npp", "-ntg", "-npl", "-t"].contains(&flag.as_str());
+        // The only form that is printed here; llama-batched-bench has others.
+        let lines = (flag.as_str(), value.as_str()) == ("--output-format", "jsonl");
+        ensure!(known || lines, "{flag} {value} is not understood");
+    }
     Ok(pairs
         .iter()
         .map(|[flag, value]| (flag.as_str(), value.as_str()))

@@ -26,31 +26,36 @@ pub(super) struct Bare {
 }
 
 impl Bare {
-    /// The arguments for a measurement; none where a bare loop is no measure.
-    pub(super) fn arguments(&self, unit: &Unit, model: &Path) -> Option<Vec<String>> {
+    /// Whether a bare loop is a measure for such a measurement.
+    pub(super) fn measures(kind: Kind) -> bool {
+        matches!(
+            kind,
+            Kind::Decode | Kind::Prefill | Kind::Neighbour | Kind::Stalled | Kind::Copy
+        )
+    }
+
+    /// The arguments for a measurement.
+    pub(super) fn arguments(&self, unit: &Unit, model: &Path) -> Vec<String> {
         let row = &unit.row;
         let (prompt, tokens) = match row.kind {
-            Kind::Decode | Kind::Neighbour | Kind::Stalled | Kind::Copy => (row.prompt, row.tokens),
             Kind::Prefill => (row.prompt, 1),
-            _ => return None,
+            _ => (row.prompt, row.tokens),
         };
         // Steps are repeated as rows of this list are; a prompt is read with each.
         let tokens = vec![tokens.to_string(); TIMES].join(",");
         let context = row.context as usize * unit.streams;
-        Some(
-            [
-                ("-m", model.display().to_string()),
-                ("-c", context.to_string()),
-                ("-npp", prompt.to_string()),
-                ("-ntg", tokens),
-                ("-npl", unit.streams.to_string()),
-                ("-t", self.threads.to_string()),
-            ]
-            .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value])
-            .chain(["--output-format".to_owned(), "jsonl".to_owned()])
-            .collect(),
-        )
+        [
+            ("-m", model.display().to_string()),
+            ("-c", context.to_string()),
+            ("-npp", prompt.to_string()),
+            ("-ntg", tokens),
+            ("-npl", unit.streams.to_string()),
+            ("-t", self.threads.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .chain(["--output-format".to_owned(), "jsonl".to_owned()])
+        .collect()
     }
 
     /// Runs it.
@@ -58,11 +63,8 @@ impl Bare {
     /// # Errors
     /// It does not run, or prints something else.
     pub(super) async fn run(&self, unit: &Unit, model: &Path) -> Result<Vec<Figure>> {
-        let Some(arguments) = self.arguments(unit, model) else {
-            return Ok(Vec::new());
-        };
         let output = Command::new(&self.program)
-            .args(arguments)
+            .args(self.arguments(unit, model))
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -129,10 +131,10 @@ mod tests {
         };
         let decode = bare.arguments(&unit("decode", "streams = [3]"), "m.gguf".as_ref());
         assert_eq!(
-            decode.unwrap().join(" "),
+            decode.join(" "),
             "-m m.gguf -c 192 -npp 8 -ntg 4,4,4 -npl 3 -t 2 --output-format jsonl"
         );
-        assert!(bare.arguments(&unit("warm", ""), "m".as_ref()).is_none());
+        assert!(!Bare::measures(Kind::Warm));
     }
 
     #[test]

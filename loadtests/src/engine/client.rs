@@ -411,6 +411,28 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_may_ask_again_or_stop_at_the_first_token() {
+        let address = serve(200, BODY);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let mut ask = Ask::chat(json!({}));
+            ask.reader = Reader::Again;
+            let streams = Streams::open(address, &[ask.clone()]);
+            streams.begun().await.unwrap();
+            while streams.now().unwrap().len() < 3 {
+                sleep(LOOK).await;
+            }
+            assert!(streams.now().unwrap()[0].ended);
+            ask.reader = Reader::Stalls;
+            let streams = Streams::open(address, &[ask]);
+            streams.begun().await.unwrap();
+        });
+    }
+
+    #[test]
     fn what_is_refused_as_unknown_is_not_served_and_the_rest_has_failed() {
         let error = "{\"error\":{\"message\":\"No.\"}}";
         let fault = asks(serve(400, error), 1).unwrap_err();

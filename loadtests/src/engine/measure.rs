@@ -22,8 +22,11 @@ use super::text::{Texts, chat, user};
 /// How long streams run before something comes beside them.
 const BEFORE: Duration = Duration::from_millis(500);
 
-/// How long a server may take to get used to a neighbour or to stalled readers.
+/// How long a server may take to get used to a neighbour.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long until the buffers before a stalled reader are full.
+const FILL: Duration = Duration::from_secs(4);
 
 /// The core that the neighbour keeps busy.
 const NEIGHBOURS_CORE: usize = 0;
@@ -297,7 +300,7 @@ impl Bench<'_> {
             }
             let stalled = Streams::open(self.running.address, &asks);
             stalled.begun().await?;
-            sleep(SETTLE).await;
+            sleep(FILL).await;
             besides.add(all_running(&self.wave(streams, tokens).await?.answers));
         }
         Ok(vec![
@@ -360,12 +363,12 @@ impl Bench<'_> {
     }
 
     async fn copy(&mut self) -> Result<Vec<Figure>, Fault> {
-        const TIMES: u32 = 6;
+        const LINE: &str = "1 2 3 4 5 6 7 8 9 10\n";
         let begin = Instant::now();
+        // About a token for each byte: few vocabularies join digits and spaces.
+        let prompt = LINE.repeat((self.unit.row.prompt as usize / LINE.len()).max(1));
         let (mut flow, mut copied) = (Flow::default(), Vec::new());
         while begin.elapsed() < self.seconds {
-            let line = self.texts.tokens(self.unit.row.prompt / TIMES) + ".\n";
-            let prompt = line.repeat(TIMES as usize);
             let mut body = chat(&json!([]), self.unit.row.tokens);
             body["prompt"] = json!(prompt);
             body["temperature"] = json!(0);
@@ -454,22 +457,16 @@ fn cpu(running: &Running) -> Option<[Duration; 2]> {
 /// The CPU time of the threads that decode: in Sluicegate those called so, in llama-server the main thread
 /// and those that work beside it at every step.
 fn team(running: &Running, threads: &[(u32, String, Duration)]) -> Option<Duration> {
-    let sum = match running.product {
-        Product::Sluicegate => threads
-            .iter()
-            .filter(|(_, name, _)| name.starts_with("engine"))
-            .map(|(_, _, cpu)| *cpu)
-            .sum(),
-        Product::Llama => {
-            let main = threads.iter().find(|(id, _, _)| *id == running.pid)?.2;
-            threads
-                .iter()
-                .map(|(_, _, cpu)| *cpu)
-                .filter(|cpu| *cpu >= main / 4)
-                .sum()
-        }
-    };
-    Some(sum)
+    let main = threads.iter().find(|(id, _, _)| *id == running.pid)?.2;
+    let team: Vec<Duration> = threads
+        .iter()
+        .filter(|(_, name, cpu)| match running.product {
+            Product::Sluicegate => name.starts_with("engine"),
+            Product::Llama => *cpu >= main / 4,
+        })
+        .map(|(_, _, cpu)| *cpu)
+        .collect();
+    (!team.is_empty()).then(|| team.iter().sum())
 }
 
 #[cfg(test)]

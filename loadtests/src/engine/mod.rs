@@ -157,7 +157,7 @@ async fn all(
         eprintln!("{}/{} {}", index + 1, units.len(), unit.name());
         let mut results = Results::new(unit, programs.commands(unit, model, folder));
         for round in 0..options.rounds {
-            let contestants = programs.present();
+            let contestants = programs.present(unit);
             for turn in 0..contestants.len() {
                 // Each round begins with another one.
                 let who = contestants[(round + turn) % contestants.len()];
@@ -271,10 +271,13 @@ impl Programs {
         }
     }
 
-    fn present(&self) -> Vec<Contestant> {
+    /// Who takes part in a measurement.
+    fn present(&self, unit: &Unit) -> Vec<Contestant> {
         let mut all = vec![Contestant::Sluicegate];
         all.extend(self.llama.as_ref().map(|_| Contestant::Llama));
-        all.extend(self.bare.as_ref().map(|_| Contestant::Bare));
+        if self.bare.is_some() && Bare::measures(unit.row.kind) {
+            all.push(Contestant::Bare);
+        }
         all
     }
 
@@ -320,54 +323,46 @@ impl Programs {
 
     /// How the programs are started for a measurement; ports differ from run to run.
     fn commands(&self, unit: &Unit, model: &Path, folder: &Path) -> Vec<(Contestant, String)> {
-        let mut commands = Vec::new();
-        for who in self.present() {
-            let command = match (self.server(who), &self.bare) {
-                (Some(server), _) => {
-                    let (arguments, config) = server.arguments(unit, model, [0, 0], folder);
-                    let config = config.map_or(String::new(), |config| {
-                        let lines = config
-                            .split_once("[[models]]")
-                            .map_or("", |(_, model)| model);
-                        format!(" with{}", lines.replace('\n', " ").trim_end())
-                    });
-                    format!("{}{config}", arguments.join(" "))
-                }
-                (None, Some(bare)) => match bare.arguments(unit, model) {
-                    Some(arguments) => arguments.join(" "),
-                    None => continue,
-                },
-                (None, None) => continue,
+        let command = |who| {
+            let Some(server) = self.server(who) else {
+                return Some(self.bare.as_ref()?.arguments(unit, model).join(" "));
             };
-            commands.push((who, command));
-        }
-        commands
+            let (arguments, config) = server.arguments(unit, model, [0, 0], folder);
+            let keys = config
+                .as_deref()
+                .and_then(|config| config.split_once("[[models]]"));
+            let keys = keys.map_or(String::new(), |(_, keys)| keys.replace('\n', " "));
+            Some([arguments.join(" "), keys].join(" ").trim_end().to_owned())
+        };
+        let present = self.present(unit).into_iter();
+        present
+            .filter_map(|who| Some((who, command(who)?)))
+            .collect()
     }
 
     /// What the figures depend on.
     async fn machine(&self, options: &Options) -> Result<Value> {
         let mut programs = Vec::new();
-        for who in self.present() {
-            let (program, versioned) = match (self.server(who), &self.bare) {
-                (Some(server), _) => (&server.program, true),
-                // llama-batched-bench has no such flag.
-                (None, Some(bare)) => (&bare.program, false),
-                (None, None) => continue,
-            };
-            ensure!(program.is_file(), "{} is not there", program.display());
-            let version = if versioned {
-                version(program).await?
-            } else {
-                String::new()
-            };
-            programs.push(json!({"who": who.name(), "program": program, "version": version}));
+        for server in [Some(&self.sluicegate), self.llama.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            let version = version(&server.program).await?;
+            programs.push(json!({"program": server.program, "version": version}));
+        }
+        if let Some(bare) = &self.bare {
+            ensure!(
+                bare.program.is_file(),
+                "{} is not there",
+                bare.program.display()
+            );
+            programs.push(json!({"program": bare.program, "threads": bare.threads}));
         }
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
         Ok(json!({
             "cpu": model.map(|model| model.trim_matches([' ', '\t', ':'])),
             "cores": std::thread::available_parallelism().map_or(1, usize::from),
-            "bare_threads": self.bare.as_ref().map(|bare| bare.threads),
             "rounds": options.rounds,
             "programs": programs,
         }))
@@ -405,5 +400,60 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // Left over, it does no harm.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(flags: &[&str]) -> Options {
+        let line = ["x"].iter().chain(flags);
+        Line::try_parse_from(line).unwrap().options
+    }
+
+    #[test]
+    fn measurements_are_chosen_by_name_and_need_their_file() {
+        let nowhere = ["--models", "/nowhere"];
+        let all = units(&options(&nowhere)).unwrap();
+        assert!(!all.is_empty() && all.iter().all(|(unit, _)| unit.row.model == "demo"));
+        let flags = [&nowhere[..], &["--only", "decode", "--only", "copy"]].concat();
+        let some = units(&options(&flags)).unwrap();
+        assert!(some.len() < all.len());
+        let kinds: Vec<_> = some.iter().map(|(unit, _)| unit.row.kind.name()).collect();
+        assert!(kinds.contains(&"decode") && kinds.contains(&"copy"));
+    }
+
+    #[test]
+    fn settings_go_to_the_server_that_they_are_for() {
+        let options = options(&[
+            "--only=copy demo",
+            "--llama-server=l",
+            "--bare=b",
+            "--bare-threads=3",
+            "--set=telemetry.log='warn'",
+            "--set-model=threads=2",
+            "--llama-argument=-t",
+            "--llama-argument=1",
+        ]);
+        let units = units(&options).unwrap();
+        let (unit, model) = &units[0];
+        let commands = Programs::new(&options).commands(unit, model, "/f".as_ref());
+        let commands: Vec<&str> = commands
+            .iter()
+            .map(|(_, command)| command.as_str())
+            .collect();
+        assert!(commands[0].contains("--set telemetry.log='warn'"));
+        assert!(commands[0].ends_with("parallel = 1 threads = 2"));
+        assert!(commands[1].ends_with("--no-webui -t 1"));
+        assert!(commands[2].contains("-npl 1 -t 3"));
     }
 }
