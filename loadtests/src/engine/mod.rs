@@ -16,10 +16,11 @@ mod scenario;
 mod server;
 mod text;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -133,15 +134,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    LocalSet::new().block_on(&runtime, async {
+    let done = RefCell::new(Vec::new());
+    let end = LocalSet::new().block_on(&runtime, async {
         let mut stop = signal(SignalKind::terminate())?;
         tokio::select! {
             // Whatever is dropped on the way out ends the processes that it started.
-            done = all(options, &programs, &units, &folder.0) => done,
-            _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped"),
-            _ = stop.recv() => anyhow::bail!("stopped"),
+            end = all(options, &programs, &units, &folder.0, &done) => end,
+            _ = tokio::signal::ctrl_c() => bail!("stopped"),
+            _ = stop.recv() => bail!("stopped"),
         }
-    })
+    });
+    // Also what was measured before the end came.
+    print!("{}", results::table(&done.borrow()));
+    end
 }
 
 async fn all(
@@ -149,10 +154,10 @@ async fn all(
     programs: &Programs,
     units: &[(Unit, PathBuf)],
     folder: &Path,
+    done: &RefCell<Vec<Results>>,
 ) -> Result<()> {
     let machine = programs.machine(options).await?;
     eprintln!("{machine:#}");
-    let mut done = Vec::new();
     for (index, (unit, model)) in units.iter().enumerate() {
         eprintln!("{}/{} {}", index + 1, units.len(), unit.name());
         let mut results = Results::new(unit, programs.commands(unit, model, folder));
@@ -181,16 +186,15 @@ async fn all(
                 }
             }
         }
-        done.push(results);
+        done.borrow_mut().push(results);
         // After each: an interrupted run has what it had.
         if let Some(path) = &options.out {
-            let figures: Vec<Value> = done.iter().map(Results::json).collect();
+            let figures: Vec<Value> = done.borrow().iter().map(Results::json).collect();
             let json = json!({"machine": machine, "measurements": figures});
             std::fs::write(path, format!("{json:#}\n"))
                 .with_context(|| format!("could not write {}", path.display()))?;
         }
     }
-    print!("{}", results::table(&done));
     Ok(())
 }
 

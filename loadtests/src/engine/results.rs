@@ -225,6 +225,16 @@ pub(super) fn table(all: &[Results]) -> String {
         }
     }
     for results in all {
+        for reach in &results.reach {
+            let measured = |line: &Line| line.name == reach.figure;
+            if !results.lines.is_empty() && !results.lines.iter().any(measured) {
+                let _ = writeln!(
+                    out,
+                    "\n{}: there is no figure {:?}",
+                    results.name, reach.figure
+                );
+            }
+        }
         for (who, fault) in &results.faults {
             let _ = writeln!(out, "\n{}, {}: {fault}", results.name, who.name());
         }
@@ -285,6 +295,7 @@ mod tests {
                    reach = [\n\
                    { figure = \"decode\", against = \"llama\", at_least = 1.5 },\n\
                    { figure = \"decode\", against = \"bare\", at_least = 0.95 },\n\
+                   { figure = \"decoed\", against = \"value\", at_least = 1.0 },\n\
                    ]\n";
         let unit = scenario::read(Some(row)).unwrap().remove(0);
         let mut results = Results::new(&unit, Vec::new());
@@ -351,6 +362,7 @@ mod tests {
             text.matches("decode m x8, bare loop: it fell over").count(),
             1
         );
+        assert!(text.contains("decode m x8: there is no figure \"decoed\""));
         let widths: Vec<usize> = text
             .lines()
             .take(3)
