@@ -92,6 +92,7 @@ fn engine_rate(engine: &LlamaEngine, rows: u32) -> f64 {
                 ..Sampling::default()
             },
             logprobs: None,
+            constraint: None,
             deadlines: Deadlines::default(),
         };
         let start = Instant::now();

@@ -86,6 +86,12 @@ impl ScriptedEngine {
                 "A scripted model has no log-probabilities.",
             ));
         }
+        if let Some(constraint) = &request.constraint {
+            return Err(Failure::invalid(
+                constraint.field,
+                "A scripted model says what its script says: it follows no schema or grammar.",
+            ));
+        }
         let mut prompt_tokens = 0u32;
         for input in &request.inputs {
             let tokens = bytes_of(input)?.len();

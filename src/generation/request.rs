@@ -97,6 +97,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Log-probabilities wanted: `Some(k)` reports each token's and the `k` likeliest.
     pub logprobs: Option<u8>,
+    /// What every choice must match; `None` lets the model say what it likes.
+    pub constraint: Option<Constraint>,
     /// How long the caller is willing to wait; absent fields take the server's.
     pub deadlines: Deadlines,
 }
@@ -107,6 +109,35 @@ impl Request {
     pub fn choices(&self) -> usize {
         self.inputs.len() * self.n as usize
     }
+}
+
+/// What a generation must match, and who asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Constraint {
+    /// The field of the request that asks for it, for failures to name.
+    pub field: &'static str,
+    /// What is to be matched.
+    pub grammar: Grammar,
+}
+
+/// A language that a generation must belong to, as text, unread.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON value that validates against a schema.
+    JsonSchema {
+        /// The schema, as JSON.
+        schema: String,
+        /// Refuse a schema with keywords that cannot be followed; otherwise they are ignored.
+        strict: bool,
+    },
+    /// A regular expression that matches the whole text.
+    Regex(String),
+    /// A grammar in llguidance's variant of Lark.
+    Lark(String),
+    /// A grammar in GBNF, as llama.cpp reads it.
+    Gbnf(String),
 }
 
 /// How long each part of a request may take. `None` means no bound (or, in a request, the server's).

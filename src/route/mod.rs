@@ -262,6 +262,7 @@ async fn probe(engine: &dyn Engine) -> Result<(), Failure> {
             ..Sampling::default()
         },
         logprobs: None,
+        constraint: None,
         deadlines: Deadlines::default(),
     };
     let mut started = engine.start(&request).await?;

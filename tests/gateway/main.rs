@@ -21,6 +21,7 @@ mod models;
 mod outcomes;
 mod prompts;
 mod streaming;
+mod structured;
 mod support;
 mod text;
 mod timeouts;

@@ -13,6 +13,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
 use super::gguf::{self, GgufError, Summary};
+use super::grammar::{self, Grammars};
 use super::template::ChatTemplate;
 use super::vocab::Vocabulary;
 use super::worker::{self, Counters, Job, Setup};
@@ -151,6 +152,10 @@ pub(super) fn load(
             },
             sampling: settings.sampling.clone(),
             breakers: Mutex::new(None),
+            grammars: {
+                let vocabulary = vocabulary.clone();
+                Grammars::new(move || grammar::words(&vocabulary))
+            },
             template,
             vocabulary,
         }),

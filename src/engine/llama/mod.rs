@@ -7,6 +7,7 @@
 pub mod bare;
 mod ffi;
 mod gguf;
+pub mod grammar;
 mod load;
 pub mod sampling;
 mod schedule;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use self::grammar::Grammars;
 use self::sampling::{Breakers, Sampler};
 use self::source::LlamaSource;
 use self::template::ChatTemplate;
@@ -118,6 +120,7 @@ struct Shared {
     /// DRY's breakers for the texts that were asked for last; finding them reads the whole
     /// vocabulary.
     breakers: Mutex<Option<(Vec<String>, Arc<Breakers>)>>,
+    grammars: Grammars,
 }
 
 impl LlamaEngine {
@@ -140,7 +143,11 @@ impl LlamaEngine {
     /// Checks a request and turns it into jobs and their sources.
     async fn prepare(&self, request: &Request) -> Result<Started, Failure> {
         let accepted = Instant::now();
-        let settings = request.sampling.over(&self.shared.sampling);
+        let mut settings = request.sampling.over(&self.shared.sampling);
+        if request.constraint.is_some() {
+            // A text that is whole has to end, whatever else was wished.
+            settings.ignore_eos = None;
+        }
         settings.check().map_err(invalid_sampling)?;
         // Before any work is done for it: a request that finds no place costs nothing.
         let mut places = self.places(request.choices())?.into_iter();
@@ -149,6 +156,10 @@ impl LlamaEngine {
             .seed
             .unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
         let breakers = self.breakers(&settings).await?;
+        let guide = match &request.constraint {
+            Some(constraint) => Some(self.shared.grammars.guide(constraint).await?),
+            None => None,
+        };
         // A bound that no clock can show is none.
         let queue_deadline =
             (request.deadlines.queue).and_then(|bound| Some((accepted.checked_add(bound)?, bound)));
@@ -182,6 +193,9 @@ impl LlamaEngine {
                 )
                 .map_err(invalid_sampling)?;
                 sampler.accept_prompt(&prompt);
+                if let Some(guide) = &guide {
+                    sampler.follow(guide.copy());
+                }
                 jobs.push(Job {
                     prompt: prompt.clone(),
                     budget,

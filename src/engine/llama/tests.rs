@@ -41,6 +41,7 @@ fn request(input: Input) -> Request {
             ..Sampling::default()
         },
         logprobs: None,
+        constraint: None,
         deadlines: Deadlines::default(),
     }
 }

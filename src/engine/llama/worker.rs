@@ -497,7 +497,7 @@ impl Worker {
         };
         let token = match sequence.job.sampler.sample(logits, &mut self.scratch) {
             Ok(token) => token,
-            Err(error) => return Some(End::Failed(Failure::internal(error))),
+            Err(error) => return Some(End::Failed(error.into())),
         };
         let logprob = match sequence.job.logprobs {
             Some(count) => {
@@ -513,7 +513,7 @@ impl Worker {
         self.top.clear();
         sequence.generated += 1;
         sequence.next = token;
-        if self.setup.eog.get(token as usize) == Some(&true) {
+        if self.setup.eog.get(token as usize) == Some(&true) || sequence.job.sampler.is_complete() {
             Some(End::Finish(Finish::Stop))
         } else if sequence.generated >= sequence.job.budget {
             Some(End::Finish(Finish::Length))

@@ -30,6 +30,7 @@ fn request(model: &str, n: u32) -> Request {
         stop: Vec::new(),
         sampling: Sampling::default(),
         logprobs: None,
+        constraint: None,
         deadlines: Deadlines::default(),
     }
 }

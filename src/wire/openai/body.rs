@@ -3,12 +3,13 @@
 //! One struct serves both: fields of the other endpoint are ignored, as all unknown ones are.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::super::read::{Bounded, OneOrMany, Unserved};
 use super::super::{Head, read};
+use super::constraint::{self, Choices, ResponseFormat, Structured};
 use super::fields::{
-    self, Biases, Breakers, Logprobs, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, ResponseFormat, Seed,
-    not_served,
+    self, Biases, Breakers, Logprobs, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, Seed, not_served,
 };
 use crate::generation::{Failure, Input, Message, Request, Role};
 
@@ -70,16 +71,23 @@ pub(super) struct Body {
     pub(super) logit_bias: Option<Biases>,
     pub(super) seed: Option<Seed>,
     pub(super) ignore_eos: Option<bool>,
+    // What the answer must look like.
+    pub(super) response_format: Option<ResponseFormat>,
+    pub(super) grammar: Option<String>,
+    pub(super) grammar_lazy: Option<bool>,
+    pub(super) json_schema: Option<Box<RawValue>>,
+    pub(super) guided_json: Option<Box<RawValue>>,
+    pub(super) guided_regex: Option<String>,
+    pub(super) guided_grammar: Option<String>,
+    pub(super) guided_choice: Option<Choices>,
+    pub(super) structured_outputs: Option<Structured>,
     // Refused when they ask for anything: silence would be an answer that breaks a promise.
     pub(super) tools: Option<Unserved>,
     pub(super) tool_choice: Option<Unserved>,
     pub(super) functions: Option<Unserved>,
     pub(super) audio: Option<Unserved>,
     pub(super) web_search_options: Option<Unserved>,
-    pub(super) grammar: Option<Unserved>,
-    pub(super) json_schema: Option<Unserved>,
     pub(super) suffix: Option<Unserved>,
-    pub(super) response_format: Option<ResponseFormat>,
     pub(super) modalities: Option<Bounded<String, 8>>,
 }
 
@@ -190,6 +198,7 @@ fn finish(
     }
     let max_tokens = fields::max_tokens(&body)?;
     let sampling = fields::sampling(&mut body)?;
+    let constraint = constraint::constraint(&mut body)?;
     let options = body.stream_options.unwrap_or_default();
     Ok(Wanted {
         request: Request {
@@ -202,6 +211,7 @@ fn finish(
             stop: fields::stops(body.stop)?,
             sampling,
             logprobs,
+            constraint,
             deadlines: head.deadlines,
         },
         stream: body.stream,

@@ -214,13 +214,7 @@ pub(super) fn unserved(body: &Body) -> Result<(), Failure> {
         ("tool_choice", forced),
         ("audio", full(&body.audio)),
         ("web_search_options", body.web_search_options.is_some()),
-        ("grammar", full(&body.grammar)),
-        ("json_schema", full(&body.json_schema)),
         ("suffix", full(&body.suffix)),
-        (
-            "response_format",
-            (body.response_format.as_ref()).is_some_and(|format| format.kind != "text"),
-        ),
         (
             "modalities",
             (body.modalities.as_ref()).is_some_and(|list| list.0.iter().any(|one| one != "text")),
@@ -236,13 +230,6 @@ pub(super) fn unserved(body: &Body) -> Result<(), Failure> {
 pub(super) fn not_served(param: String) -> Failure {
     let message = format!("{param} is not supported by this server.");
     Failure::invalid(param, message).with_code("unsupported_parameter")
-}
-
-/// `response_format`; only its type matters.
-#[derive(Debug, Deserialize)]
-pub(super) struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
 }
 
 /// A list of dry's sequence breakers.

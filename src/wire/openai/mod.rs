@@ -5,10 +5,11 @@
 //! `text/plain` (the text and nothing else; one choice only).
 //!
 //! What differs from OpenAI: no `obfuscation` is ever sent (the flag is accepted), `best_of` must equal
-//! `n`, and what needs tools, media or a grammar is refused with the name of the field.
+//! `n`, and what needs tools or media is refused with the name of the field.
 
 mod body;
 mod chunks;
+mod constraint;
 mod document;
 mod fields;
 mod text;
