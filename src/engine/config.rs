@@ -1,6 +1,8 @@
 //! `[[models]]` and `[engine]`: which models there are, where their tokens come from, and how a
 //! GGUF model is run.
 
+mod vectors;
+
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
@@ -11,6 +13,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{Kind, Sampling};
+
+pub use vectors::{Embeddings, Pooling};
 
 /// Most threads that ggml takes (its `GGML_MAX_N_THREADS`).
 const MAX_THREADS: u16 = 512;
@@ -141,6 +145,15 @@ pub struct Settings {
     pub gpu_layers: Option<u32>,
     /// Which GPU, counted from 0.
     pub main_gpu: u32,
+    /// Whether the model answers requests for embeddings, and ranks documents where it can.
+    pub embeddings: Embeddings,
+    /// How the vectors of a text's tokens become one.
+    pub pooling: Pooling,
+    /// Tokens that one text to embed may have; absent takes `context`.
+    pub embeddings_context: Option<NonZeroU32>,
+    /// Texts computed together, 1..=64, each with room for `embeddings_context` tokens.
+    #[serde(deserialize_with = "within::<_, 1, 64>")]
+    pub embeddings_parallel: u32,
     /// A Jinja file to use instead of the model's chat template.
     pub chat_template: Option<PathBuf>,
     /// What a request does not say about sampling.
@@ -171,6 +184,10 @@ impl Default for Settings {
             mlock: false,
             gpu_layers: None,
             main_gpu: 0,
+            embeddings: Embeddings::Auto,
+            pooling: Pooling::Auto,
+            embeddings_context: None,
+            embeddings_parallel: 4,
             chat_template: None,
             sampling: Sampling::default(),
         }
@@ -298,6 +315,7 @@ impl Settings {
         for (key, value) in [
             ("prefill_chunk", self.prefill_chunk),
             ("parallel", self.parallel),
+            ("embeddings_parallel", self.embeddings_parallel),
         ] {
             if self.batch < value {
                 return Err(ModelError::BatchTooSmall {

@@ -12,7 +12,9 @@ mod text;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
-use crate::generation::{BoxFuture, Failure, Input, Request, Source, Usage};
+use crate::generation::{
+    BoxFuture, EmbedRequest, Failure, Input, Request, RerankRequest, Scores, Source, Usage, Vectors,
+};
 use crate::telemetry::ModelMetrics;
 
 /// One ready model.
@@ -40,6 +42,19 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// `Invalid` for an id outside the vocabulary.
     fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>>;
+
+    /// The vectors of some texts. Dropping the future cancels: what is not computed by then never is.
+    ///
+    /// # Errors
+    /// `Invalid` for what this model cannot do, `ContextExceeded` for an input that is too long,
+    /// `Overloaded` when too many are waiting.
+    fn embed<'a>(&'a self, request: &'a EmbedRequest) -> BoxFuture<'a, Result<Vectors, Failure>>;
+
+    /// How well some documents answer a query. Dropping the future cancels.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`].
+    fn rerank<'a>(&'a self, request: &'a RerankRequest) -> BoxFuture<'a, Result<Scores, Failure>>;
 
     /// False once the engine has ended although nobody stopped it: it will never answer again.
     fn is_alive(&self) -> bool;

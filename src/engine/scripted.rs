@@ -8,6 +8,8 @@
 //! The script comes from the configuration, and a request can change it through the model's name:
 //! `scripted?tokens=100&pace=20ms&fail_at=7`.
 
+mod vectors;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -24,7 +26,8 @@ use super::config::{FailKind, Script};
 use super::text::{Flow, TextAssembler};
 use super::{Card, Engine, Gauges, Started, TokenizeOptions};
 use crate::generation::{
-    BoxFuture, Burst, Cancel, Failure, Finish, Input, Kind, Request, Source, Usage, clock,
+    BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Input, Kind, Request, RerankRequest,
+    Scores, Source, Usage, Vectors, clock,
 };
 
 /// Most tokens a script may play.
@@ -75,11 +78,47 @@ impl ScriptedEngine {
         }
     }
 
+    /// The script, with the changes that a model's name asks for.
+    fn script(&self, model: &str) -> Result<Script, Failure> {
+        match model.split_once('?') {
+            Some((_, changes)) => changed(&self.script, changes),
+            None => Ok(self.script.clone()),
+        }
+    }
+
+    async fn vectors(&self, request: &EmbedRequest) -> Result<Vectors, Failure> {
+        let play = Play::new(self.script(&request.model)?, None);
+        let (mut numbers, mut tokens) = (Vec::new(), 0);
+        for (at, input) in request.inputs.iter().enumerate() {
+            let place = |failure: Failure| failure.with_param(format!("input[{at}]"));
+            // Tokens are bytes here.
+            let bytes: Vec<u8> = bytes_of(input)
+                .map_err(place)?
+                .into_iter()
+                .map(|token| u8::try_from(token).unwrap_or(u8::MAX))
+                .collect();
+            tokens += bytes.len();
+            vectors::push(&bytes, &mut numbers);
+        }
+        vectors::play(&play).await?;
+        Vectors::finish(numbers, vectors::WIDTH, read(tokens), request)
+    }
+
+    async fn scores(&self, request: &RerankRequest) -> Result<Scores, Failure> {
+        let play = Play::new(self.script(&request.model)?, None);
+        let query = request.query.as_bytes();
+        let documents = request.documents.iter();
+        let scores = documents
+            .clone()
+            .map(|document| vectors::score(query, document.as_bytes()))
+            .collect();
+        let tokens = documents.map(|document| query.len() + document.len()).sum();
+        vectors::play(&play).await?;
+        Scores::finish(scores, read(tokens))
+    }
+
     fn play(&self, request: &Request) -> Result<Started, Failure> {
-        let script = match request.model.split_once('?') {
-            Some((_, changes)) => changed(&self.script, changes)?,
-            None => self.script.clone(),
-        };
+        let script = self.script(&request.model)?;
         if request.logprobs.is_some() {
             return Err(Failure::invalid(
                 "logprobs",
@@ -140,6 +179,14 @@ impl Engine for ScriptedEngine {
         Box::pin(std::future::ready(tokens.iter().map(piece).collect()))
     }
 
+    fn embed<'a>(&'a self, request: &'a EmbedRequest) -> BoxFuture<'a, Result<Vectors, Failure>> {
+        Box::pin(self.vectors(request))
+    }
+
+    fn rerank<'a>(&'a self, request: &'a RerankRequest) -> BoxFuture<'a, Result<Scores, Failure>> {
+        Box::pin(self.scores(request))
+    }
+
     fn is_alive(&self) -> bool {
         true
     }
@@ -154,6 +201,14 @@ impl Engine for ScriptedEngine {
 
     fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
+    }
+}
+
+/// The usage of a request that only reads.
+fn read(tokens: usize) -> Usage {
+    Usage {
+        prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+        ..Usage::default()
     }
 }
 

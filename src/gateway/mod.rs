@@ -4,12 +4,14 @@
 //! functions, in the order in which they stand here.
 
 pub mod settings;
+mod vectors;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use self::settings::{Deadlines, Limits, Stream};
 use crate::engine::{Card, Engine, TokenizeOptions};
@@ -48,6 +50,8 @@ pub struct Gateway {
     deadlines: Deadlines,
     stall_timeout: Duration,
     phase: AtomicU8,
+    /// Cancelled with [`Phase::Over`], for what is no stream that could be cut.
+    over: CancellationToken,
 }
 
 impl Gateway {
@@ -72,6 +76,7 @@ impl Gateway {
             deadlines,
             stall_timeout: stream.stall_timeout,
             phase: AtomicU8::new(0),
+            over: CancellationToken::new(),
         })
     }
 
@@ -232,6 +237,9 @@ impl Gateway {
     /// Goes on to a later phase.
     pub fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, SeqCst);
+        if phase == Phase::Over {
+            self.over.cancel();
+        }
     }
 
     /// Ends the open streams with an error and lets no more begin; returns how many there were.

@@ -124,10 +124,21 @@ pub enum Route {
     Rpc,
     /// Tokenizing and detokenizing.
     Tokenize,
+    /// Embeddings.
+    Embeddings,
+    /// Reranking.
+    Rerank,
 }
 
 impl Route {
-    const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Rpc, Self::Tokenize];
+    const ALL: [Self; 6] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Rpc,
+        Self::Tokenize,
+        Self::Embeddings,
+        Self::Rerank,
+    ];
 
     /// The label value in metrics and logs.
     #[must_use]
@@ -137,6 +148,8 @@ impl Route {
             Self::Completions => "completions",
             Self::Rpc => "rpc",
             Self::Tokenize => "tokenize",
+            Self::Embeddings => "embeddings",
+            Self::Rerank => "rerank",
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::tokens::{First, TokenBody};
-use super::{assets, rpc};
+use super::{assets, rpc, vectors};
 use crate::engine::TokenizeOptions;
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
@@ -56,6 +56,12 @@ pub fn router(context: Context) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/chat/completions/input_tokens", post(count))
         .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(vectors::post_embeddings))
+        .route("/v1/rerank", post(vectors::post_rerank))
+        // llama-server's other names for the same.
+        .route("/v1/reranking", post(vectors::post_rerank))
+        .route("/rerank", post(vectors::post_rerank))
+        .route("/reranking", post(vectors::post_rerank))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(one_model))
         .route("/v1/tokenize", post(tokenize))

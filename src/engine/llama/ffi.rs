@@ -152,6 +152,18 @@ pub(super) struct ContextParams {
     pub(super) type_k: sys::ggml_type,
     pub(super) type_v: sys::ggml_type,
     pub(super) offload_kv: bool,
+    /// What a context for vectors gives; one for streams gives logits.
+    pub(super) vectors: Option<VectorParams>,
+}
+
+/// What a context for vectors gives.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VectorParams {
+    /// The classes of whole sequences, through the model's head, instead of a vector per row.
+    pub(super) ranks: bool,
+    /// Most rows of one call while vectors are on: llama.cpp computes the logits of each, too, and
+    /// has memory for so many. At least `sequences`.
+    pub(super) rows: u32,
 }
 
 /// One llama.cpp context with the model that it computes, its thread pool and its abort flag.
@@ -169,6 +181,11 @@ pub(super) struct Context {
     sequences: u32,
     seq_pointers: Vec<*mut sys::llama_seq_id>,
     one: Vec<i32>,
+    vectors: Option<VectorParams>,
+    /// Whether calls compute vectors now.
+    gives_vectors: bool,
+    /// Rows of the last call that have vectors.
+    vector_rows: usize,
 }
 
 impl Context {
@@ -196,6 +213,18 @@ impl Context {
         raw_params.type_v = params.type_v;
         raw_params.offload_kqv = params.offload_kv;
         raw_params.kv_unified = params.unified;
+        if let Some(vectors) = params.vectors {
+            if vectors.rows < params.sequences || vectors.rows > params.batch {
+                return Err(LlamaError::Bounds("a call has room for every sequence"));
+            }
+            raw_params.embeddings = true;
+            raw_params.pooling_type = if vectors.ranks {
+                sys::LLAMA_POOLING_TYPE_RANK
+            } else {
+                sys::LLAMA_POOLING_TYPE_NONE
+            };
+            raw_params.n_outputs_max = vectors.rows;
+        }
         raw_params.no_perf = true;
         raw_params.abort_callback = Some(asks_to_abort);
         raw_params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast();
@@ -222,6 +251,9 @@ impl Context {
             sequences: params.sequences,
             seq_pointers: Vec::with_capacity(max_rows as usize),
             one: vec![1; max_rows as usize],
+            vectors: params.vectors,
+            gives_vectors: params.vectors.is_some(),
+            vector_rows: 0,
         };
         if context.memory.is_null() {
             return Err(LlamaError::Context(vec![
@@ -262,6 +294,15 @@ impl Context {
         if rows == 0 || rows > self.max_rows as usize {
             return Err(LlamaError::Bounds("a batch has 1 to n_batch rows"));
         }
+        self.vector_rows = 0;
+        if let Some(vectors) = self.vectors {
+            // llama.cpp takes every row of such a call for an output, and asserts on their number.
+            let all = self.gives_vectors;
+            let outputs = batch.outputs.iter().filter(|&&wanted| all || wanted != 0);
+            if outputs.count() > vectors.rows as usize {
+                return Err(LlamaError::Bounds("a call asks for too many vectors"));
+            }
+        }
         let vocabulary = self.vocabulary;
         let fits = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < vocabulary);
         if !batch.tokens.iter().all(fits) {
@@ -291,6 +332,9 @@ impl Context {
         // SAFETY: all arrays have `rows` entries (`Batch::push` keeps them equal, `one` has
         // `max_rows`), live through the call and are not kept by llama.cpp. Ids were checked above.
         let status = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
+        if status == 0 && self.gives_vectors {
+            self.vector_rows = rows;
+        }
         match status {
             0 => Ok(()),
             1 => Err(LlamaError::NoRoom),
@@ -314,6 +358,55 @@ impl Context {
         // SAFETY: a row of logits has n_vocab floats and stays valid until the next decode, which
         // needs `&mut self` and so cannot happen while the slice is borrowed.
         Some(unsafe { std::slice::from_raw_parts(first, self.vocabulary) })
+    }
+
+    /// Whether the next calls compute vectors, in a context that can. Every row is then an output.
+    pub(super) fn give_vectors(&mut self, on: bool) {
+        if self.vectors.is_some() && self.gives_vectors != on {
+            // SAFETY: a live context.
+            unsafe { sys::llama_set_embeddings(self.raw.as_ptr(), on) };
+            self.gives_vectors = on;
+        }
+    }
+
+    /// Numbers of one vector, or classes of the model's head.
+    pub(super) fn vector_width(&self) -> usize {
+        match self.vectors {
+            Some(VectorParams { ranks: true, .. }) => self.model.n_cls_out() as usize,
+            _ => usize::try_from(self.model.n_embd_out()).unwrap_or(0),
+        }
+    }
+
+    /// The vector of a row of the last call; `None` if it has none.
+    pub(super) fn vector(&mut self, row: usize) -> Option<&[f32]> {
+        let ranks = self.vectors.is_none_or(|vectors| vectors.ranks);
+        if ranks || row >= self.vector_rows {
+            return None;
+        }
+        let row = i32::try_from(row).ok()?;
+        // SAFETY: a live context, and a row of its last call, all of which were outputs.
+        let first = unsafe { sys::llama_get_embeddings_ith(self.raw.as_ptr(), row) };
+        self.numbers_at(first)
+    }
+
+    /// The classes of a sequence of the last call; `None` if it had no row there.
+    pub(super) fn classes(&mut self, sequence: u32) -> Option<&[f32]> {
+        let ranks = self.vectors.is_some_and(|vectors| vectors.ranks);
+        if !ranks || self.vector_rows == 0 || sequence >= self.sequences {
+            return None;
+        }
+        // SAFETY: a live context; llama.cpp returns null for a sequence that it has nothing of.
+        let first = unsafe { sys::llama_get_embeddings_seq(self.raw.as_ptr(), signed(sequence)) };
+        self.numbers_at(first)
+    }
+
+    fn numbers_at(&mut self, first: *const f32) -> Option<&[f32]> {
+        if first.is_null() {
+            return None;
+        }
+        // SAFETY: what llama.cpp hands out holds as many floats as one vector (`n_embd_out`, or
+        // `n_cls_out` for ranks) and stays valid until the next decode, which needs `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(first, self.vector_width()) })
     }
 
     /// Forgets everything of a sequence.

@@ -11,9 +11,11 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
+use super::embed::Embedder;
 use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
 use super::gguf::{self, GgufError, Summary};
 use super::template::ChatTemplate;
+use super::vectors::{self, Vectors};
 use super::vocab::Vocabulary;
 use super::worker::{self, Counters, Job, Setup};
 use super::{LlamaEngine, Shared, default_threads};
@@ -109,7 +111,17 @@ pub(super) fn load(
         &vocabulary,
     )?;
     let params = context_params(settings, &model);
-    let running = start(name, settings, &params, &model, &vocabulary, metrics)?;
+    let plan = vectors::Plan::new(settings, &summary.vectors, &params, &model);
+    let (embedder, vectors) = embedder(plan, summary.vectors.rank_template.clone());
+    let running = start(
+        name,
+        settings,
+        &params,
+        &model,
+        &vocabulary,
+        metrics,
+        vectors,
+    )?;
     tracing::info!(
         model = name,
         architecture = summary.architecture.as_str(),
@@ -136,6 +148,8 @@ pub(super) fn load(
         counters: running.counters,
         stopping: running.stopping,
         abort: running.abort,
+        embedder,
+        vector_width: model.n_embd_out(),
         kv_capacity: params.cells,
         places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
@@ -237,6 +251,25 @@ pub(super) fn map(
     Ok((model, summary))
 }
 
+/// What the engine thread needs for vectors.
+type VectorWork = (vectors::Plan, mpsc::Receiver<vectors::Job>);
+
+/// The two ends of a model's way to its vectors.
+fn embedder(
+    plan: Result<vectors::Plan, &'static str>,
+    rank_template: Option<String>,
+) -> (Result<Embedder, &'static str>, Option<VectorWork>) {
+    match plan {
+        Ok(plan) => {
+            let (inbox, work) = mpsc::sync_channel(Embedder::CAPACITY);
+            let context = plan.params.context;
+            let embedder = Embedder::new(plan.pool, context, rank_template, inbox);
+            (Ok(embedder), Some((plan, work)))
+        }
+        Err(reason) => (Err(reason), None),
+    }
+}
+
 /// A started engine thread and the ends that its handle keeps.
 struct Running {
     inbox: mpsc::SyncSender<Vec<Job>>,
@@ -255,6 +288,7 @@ fn start(
     model: &Arc<LlamaModel>,
     vocabulary: &Vocabulary,
     metrics: &Arc<ModelMetrics>,
+    vectors: Option<VectorWork>,
 ) -> Result<Running, LoadError> {
     let counters = Arc::new(Counters::default());
     let stopping = Arc::new(AtomicBool::new(false));
@@ -282,8 +316,14 @@ fn start(
         .name(format!("engine-{name}"))
         .spawn(move || {
             let (counters, stopping, cancelled) = shared;
-            let context = match Context::new(model, &params, abort_flag) {
-                Ok(context) => context,
+            let made = Context::new(model.clone(), &params, abort_flag.clone()).and_then(|made| {
+                let vectors = vectors.map(|(plan, work)| {
+                    Vectors::new(plan, model, abort_flag, metrics.clone(), work, prefill_chunk)
+                });
+                Ok((made, vectors.transpose()?))
+            });
+            let (context, vectors) = match made {
+                Ok(made) => made,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
@@ -292,6 +332,7 @@ fn start(
             let batch = context.max_rows();
             let setup = Setup {
                 context,
+                vectors,
                 inbox: work,
                 counters,
                 metrics,
@@ -439,6 +480,7 @@ pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> Context
         type_k: kv_type(settings.kv_type_k),
         type_v: kv_type(settings.kv_type_v),
         offload_kv: gpu_layers(settings) > 0,
+        vectors: None,
     }
 }
 

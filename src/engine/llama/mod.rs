@@ -5,6 +5,7 @@
 //! back through one ring per sequence (`engine/ring.rs`), read by a `LlamaSource`.
 
 pub mod bare;
+mod embed;
 mod ffi;
 mod gguf;
 mod load;
@@ -12,6 +13,7 @@ pub mod sampling;
 mod schedule;
 mod source;
 mod template;
+mod vectors;
 mod vocab;
 mod worker;
 
@@ -24,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use self::embed::Embedder;
 use self::sampling::{Breakers, Sampler};
 use self::source::LlamaSource;
 use self::template::ChatTemplate;
@@ -34,7 +37,8 @@ use super::ring::{Bell, Ring};
 use super::{Card, Engine, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{
-    BoxFuture, Failure, Input, Kind, Message, Request, Sampling, Source, Usage,
+    BoxFuture, EmbedRequest, Failure, Input, Kind, Message, Request, RerankRequest, Sampling, Scores,
+    Source, Usage, Vectors,
 };
 use crate::telemetry::ModelMetrics;
 
@@ -103,6 +107,10 @@ pub struct LlamaEngine {
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
+    /// The way to its vectors, or why there is none.
+    embedder: Result<Embedder, &'static str>,
+    /// Numbers of one vector.
+    vector_width: i32,
     kv_capacity: u64,
     /// Sequences that may be accepted at once: running and waiting.
     places: u32,
@@ -452,6 +460,14 @@ impl Engine for LlamaEngine {
 
     fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>> {
         Box::pin(self.token_bytes(tokens))
+    }
+
+    fn embed<'a>(&'a self, request: &'a EmbedRequest) -> BoxFuture<'a, Result<Vectors, Failure>> {
+        Box::pin(self.embed_inputs(request))
+    }
+
+    fn rerank<'a>(&'a self, request: &'a RerankRequest) -> BoxFuture<'a, Result<Scores, Failure>> {
+        Box::pin(self.rank(request))
     }
 
     fn is_alive(&self) -> bool {

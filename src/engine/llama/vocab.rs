@@ -142,6 +142,34 @@ impl Vocabulary {
         self.tokenize_segments(&[(text, parse_special)], add_special)
     }
 
+    /// The tokens of a text that stands for itself, with what the model wants before and behind one.
+    pub(super) fn tokenize_whole(&self, text: &str) -> Vec<u32> {
+        let mut tokens = self.tokenize(text, true, false);
+        self.push_eos(&mut tokens);
+        tokens
+    }
+
+    /// The tokens of two texts to be compared: each ended, with the model's separator between.
+    pub(super) fn tokenize_pair(&self, first: &str, second: &str) -> Vec<u32> {
+        let mut tokens = self.tokenize_whole(first);
+        let vocab = self.model.vocab();
+        let sep = vocab.sep();
+        if vocab.should_add_sep() && sep.0 >= 0 {
+            tokens.push(unsigned(sep));
+        }
+        tokens.extend(self.tokenize(second, false, false));
+        self.push_eos(&mut tokens);
+        tokens
+    }
+
+    fn push_eos(&self, tokens: &mut Vec<u32>) {
+        let vocab = self.model.vocab();
+        let eos = vocab.eos();
+        if vocab.should_add_eos() && eos.0 >= 0 {
+            tokens.push(unsigned(eos));
+        }
+    }
+
     /// The tokens of consecutive segments, each with its own `parse_special`.
     pub(super) fn tokenize_segments(
         &self,

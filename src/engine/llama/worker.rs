@@ -6,6 +6,7 @@
 //!   admit while a sequence id and its cells are free
 //!   call 1: one row per decoding sequence whose ring has room -> sample -> push; wake readers once
 //!   call 2: one bounded chunk of prompts -> sample the last row of a finished prompt; wake
+//!           or, in turn, one bounded chunk of texts whose vectors are wanted (vectors.rs)
 //!   nothing to do: park until a request, a cancellation or a reader unparks us
 //! }
 //! ```
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use super::ffi::{Batch, Context, LlamaError};
 use super::sampling::{Sampler, Scratch, logprobs};
 use super::schedule::{self, Cells, Prefill, Run};
+use super::vectors::Vectors;
 use crate::engine::ring::{End, Ring, Slot};
 use crate::generation::{Failure, Finish, Kind, clock};
 use crate::telemetry::ModelMetrics;
@@ -145,6 +147,8 @@ impl Sequence {
 /// What the thread is run with.
 pub(super) struct Setup {
     pub(super) context: Context,
+    /// What computes vectors, in a model that has them.
+    pub(super) vectors: Option<Vectors>,
     pub(super) inbox: Receiver<Vec<Job>>,
     pub(super) counters: Arc<Counters>,
     pub(super) metrics: Arc<ModelMetrics>,
@@ -214,9 +218,14 @@ impl Worker {
         self.drop_cancelled();
         self.admit();
         let decoded = self.decode();
-        let prefilled = self.prefill(decoded);
+        // Beside decoding streams one bounded call a step: prompts and vectors take turns.
+        let vectors = self.setup.vectors.as_mut();
+        let vectors_first = decoded && vectors.is_some_and(Vectors::takes_turn);
+        let prefilled = !vectors_first && self.prefill(decoded);
+        let embedded = !(decoded && prefilled)
+            && (self.setup.vectors.as_mut()).is_some_and(|vectors| vectors.step(decoded));
         self.publish();
-        if !decoded && !prefilled {
+        if !decoded && !prefilled && !embedded {
             let until = self.next_deadline.map_or(IDLE, |deadline| {
                 deadline.saturating_duration_since(Instant::now()).min(IDLE)
             });

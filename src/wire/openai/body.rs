@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::super::read::{Bounded, OneOrMany, Unserved};
 use super::super::{Head, read};
 use super::fields::{
-    self, Biases, Breakers, Logprobs, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, ResponseFormat, Seed,
+    self, Biases, Breakers, Logprobs, MAX_PROMPTS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, ResponseFormat, Seed,
     not_served,
 };
 use crate::generation::{Failure, Input, Message, Request, Role};
@@ -35,7 +35,7 @@ pub(in crate::wire) struct Wanted {
 pub(super) struct Body {
     pub(super) model: Option<String>,
     pub(super) messages: Option<Bounded<ChatMessage, MAX_MESSAGES>>,
-    pub(super) prompt: Option<Prompts>,
+    pub(super) prompt: Option<Prompts<MAX_PROMPTS>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     pub(super) n: Option<i64>,

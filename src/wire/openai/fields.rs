@@ -19,7 +19,7 @@ pub const MAX_STOP_BYTES: usize = 512;
 pub const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Most prompts read from one body, before the bound on choices is applied.
-const MAX_PROMPTS: usize = 256;
+pub(super) const MAX_PROMPTS: usize = 256;
 /// `value` as `f32` if it is in `range`.
 pub(super) fn real(
     name: &'static str,
@@ -346,9 +346,9 @@ impl<'de> Deserialize<'de> for Biases {
     }
 }
 
-/// `prompt`: a string, token ids, or a list of either.
+/// `prompt` or `input`: a string, token ids, or a list of at most `N` of either.
 #[derive(Debug)]
-pub(super) struct Prompts(pub(super) Vec<Input>);
+pub(super) struct Prompts<const N: usize>(pub(super) Vec<Input>);
 
 /// The first element of a list decides what the others must be.
 enum Element {
@@ -382,36 +382,36 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de, const N: usize> Deserialize<'de> for Prompts<N> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Prompts;
+        struct Any<const N: usize>;
+        impl<'de, const N: usize> Visitor<'de> for Any<N> {
+            type Value = Prompts<N>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
                     "a string, or an array of strings, of token ids or of arrays of token ids",
                 )
             }
-            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+            fn visit_str<E>(self, text: &str) -> Result<Prompts<N>, E> {
                 Ok(Prompts(vec![Input::Text(text.to_owned())]))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts<N>, A::Error> {
                 Ok(Prompts(match seq.next_element()? {
                     None => Vec::new(),
                     Some(Element::Token(first)) => {
                         vec![Input::Tokens(list(&mut seq, usize::MAX, vec![first])?)]
                     }
                     Some(Element::Text(first)) => {
-                        let texts = list(&mut seq, MAX_PROMPTS, vec![first])?;
+                        let texts = list(&mut seq, N, vec![first])?;
                         texts.into_iter().map(Input::Text).collect()
                     }
                     Some(Element::Tokens(first)) => {
-                        let lists = list(&mut seq, MAX_PROMPTS, vec![first])?;
+                        let lists = list(&mut seq, N, vec![first])?;
                         lists.into_iter().map(Input::Tokens).collect()
                     }
                 }))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(Any::<N>)
     }
 }

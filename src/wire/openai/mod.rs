@@ -4,6 +4,9 @@
 //! the `Accept` header: `application/x-ndjson` (the objects of the SSE frames, one a line) and
 //! `text/plain` (the text and nothing else; one choice only).
 //!
+//! `vectors.rs` has the two endpoints beside them that are answered with one document: embeddings, and
+//! the ranking of documents that OpenAI does not have.
+//!
 //! What differs from OpenAI: no `obfuscation` is ever sent (the flag is accepted), `best_of` must equal
 //! `n`, and what needs tools, media or a grammar is refused with the name of the field.
 
@@ -12,6 +15,7 @@ mod chunks;
 mod document;
 mod fields;
 mod text;
+mod vectors;
 
 use bytes::BytesMut;
 
@@ -22,6 +26,10 @@ use crate::generation::{Failure, RequestId, Usage};
 
 pub(super) use body::{Wanted, chat, completion, count};
 pub use fields::{MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS};
+pub(super) use vectors::{embeddings, rerank};
+pub use vectors::{
+    Embeddings, Rerank, parse_embeddings, parse_rerank, write_embeddings, write_ranking,
+};
 
 /// `system_fingerprint`: the same seed gives the same text only under the same one.
 const FINGERPRINT: &str = concat!("sluicegate-", env!("CARGO_PKG_VERSION"));

@@ -20,6 +20,7 @@ mod metadata;
 mod model;
 mod source;
 mod tensors;
+mod vectors;
 mod vocabulary;
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ mod tests;
 use std::io::{Read, Seek};
 
 pub use error::GgufError;
+pub(super) use vectors::{Pooled, Vectors};
 
 use error::shown;
 use metadata::{Metadata, bad};
@@ -61,6 +63,8 @@ pub(super) struct Summary {
     /// Whether the model continues text: causal attention, not an encoder or a diffusion model.
     /// llama.cpp asserts on batches of others, so they must not reach a decode loop.
     pub generates: bool,
+    /// What it says about vectors.
+    pub vectors: Vectors,
     /// Tokens in the vocabulary.
     pub vocabulary: u32,
     /// `tokenizer.ggml.model`, for example `gpt2`.
@@ -111,6 +115,7 @@ pub(super) fn check<R: Read + Seek>(reader: R, file_len: u64) -> Result<Summary,
         name: owned("general.name")?,
         chat_template: owned("tokenizer.chat_template")?,
         file_type: metadata.u32("general.file_type")?,
+        vectors: vectors::read(&metadata, &tensors, architecture, model.width)?,
         architecture: model.architecture,
         block_count: model.blocks,
         context_length: model.context,
