@@ -24,3 +24,4 @@ mod streaming;
 mod support;
 mod text;
 mod timeouts;
+mod vectors;

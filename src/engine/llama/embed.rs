@@ -54,6 +54,12 @@ impl Embedder {
         }
     }
 
+    /// Inputs that may still come.
+    #[cfg(test)]
+    pub(super) fn free_places(&self) -> usize {
+        self.places.available_permits()
+    }
+
     /// Each job has at least one input.
     pub(super) const CAPACITY: usize = MOST_INPUTS;
 }

@@ -396,7 +396,7 @@ impl Vectors {
                 });
             }
         }
-        self.call(with_vectors);
+        self.call_each_length(with_vectors);
     }
 
     /// The last rows of all inputs that lack only these.
@@ -415,17 +415,32 @@ impl Vectors {
                 });
             }
         }
-        self.call(true);
+        self.call_each_length(true);
     }
 
-    /// Computes `runs`.
-    fn call(&mut self, with_vectors: bool) {
+    /// Computes `runs`, those of one length together. (llama.cpp cuts runs of different lengths until all
+    /// pieces are equally long. Off the grid, such cuts would move the bits of a vector with what happens
+    /// to be computed beside it.)
+    fn call_each_length(&mut self, with_vectors: bool) {
+        self.runs
+            .sort_unstable_by_key(|run| (run.to - run.from, run.slot));
+        let mut from = 0;
+        while let Some(first) = self.runs.get(from) {
+            let len = first.to - first.from;
+            let same = self.runs[from..].iter();
+            let to = from + same.take_while(|run| run.to - run.from == len).count();
+            self.call(from..to, with_vectors);
+            from = to;
+        }
+    }
+
+    /// Computes some of `runs`, which are sorted by their slots.
+    fn call(&mut self, runs: std::ops::Range<usize>, with_vectors: bool) {
         let Some(context) = &mut self.context else {
             return;
         };
-        self.runs.sort_unstable_by_key(|run| run.slot);
         self.batch.clear();
-        for run in &mut self.runs {
+        for run in &mut self.runs[runs.clone()] {
             run.row = self.batch.len();
             let Some(slot) = &self.slots[run.slot] else {
                 continue;
@@ -437,9 +452,12 @@ impl Vectors {
                     .push(token, position, count(run.slot), with_vectors);
             }
         }
+        if self.batch.is_empty() {
+            return;
+        }
         context.give_vectors(with_vectors);
         let computed = context.decode(&mut self.batch);
-        for at in 0..self.runs.len() {
+        for at in runs {
             let run = self.runs[at];
             let result = match &computed {
                 Ok(()) => self.computed(run, with_vectors),
@@ -457,7 +475,7 @@ impl Vectors {
 
     /// Takes in what was computed of a run.
     fn computed(&mut self, run: Run, with_vectors: bool) -> Result<(), Failure> {
-        // The slot is empty if an earlier run of the same call ended its job.
+        // The slot is empty if an earlier run ended its job.
         let (Some(slot), Some(context)) = (&mut self.slots[run.slot], &mut self.context) else {
             return Ok(());
         };

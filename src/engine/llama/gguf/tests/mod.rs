@@ -1,6 +1,7 @@
 //! One file per refused fact, and mutations that must never panic.
 
 mod settings;
+mod vectors;
 mod vocabulary;
 
 use std::io::Cursor;
