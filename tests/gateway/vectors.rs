@@ -94,7 +94,8 @@ async fn every_form_of_a_request_gives_the_same_bits() {
         assert_eq!(vector, expected, "in a batch, at {index}");
     }
 
-    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "embeddings", "params": {"input": text}});
+    let call =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "embeddings", "params": {"input": text}});
     let reply = gateway.post("/rpc", call.to_string()).send().await;
     assert_eq!(reply.json().await["result"], whole, "JSON-RPC");
 }
@@ -130,7 +131,11 @@ async fn what_cannot_be_embedded_is_a_400_that_names_its_place() {
         (json!({"input": vec!["a"; 2049]}), "", "input"),
         (json!({"input": [[1], [u32::MAX]]}), "", "input[1]"),
         (json!({"input": {"text": "a"}}), "", "input"),
-        (json!({"input": "a", "encoding_format": "x"}), "", "encoding_format"),
+        (
+            json!({"input": "a", "encoding_format": "x"}),
+            "",
+            "encoding_format",
+        ),
     ] {
         let refused = refusal(&gateway, path, body).await;
         assert_eq!(refused, (400, code.into(), json!(place)));
@@ -174,7 +179,10 @@ async fn documents_come_back_by_how_well_they_answer() {
     );
     let metrics = gateway.metrics().await;
     let rerank = |outcome| metrics.sum("requests_total", &["route=\"rerank\"", outcome]);
-    assert_eq!((rerank("outcome=\"ok\""), rerank("outcome=\"invalid\"")), (4, 1));
+    assert_eq!(
+        (rerank("outcome=\"ok\""), rerank("outcome=\"invalid\"")),
+        (4, 1)
+    );
 }
 
 #[tokio::test]
@@ -188,7 +196,10 @@ async fn deadlines_and_failures_end_as_such_and_who_leaves_is_counted_once() {
         .await;
     assert_eq!(late.refusal().await, (504, "deadline_exceeded".into()));
     let failed = gateway
-        .post("/v1/embeddings", ask("scripted?fail_at=0&fail_kind=upstream"))
+        .post(
+            "/v1/embeddings",
+            ask("scripted?fail_at=0&fail_kind=upstream"),
+        )
         .send()
         .await;
     assert_eq!(failed.refusal().await.0, 502);
@@ -200,7 +211,10 @@ async fn deadlines_and_failures_end_as_such_and_who_leaves_is_counted_once() {
     let metrics = gateway
         .until("it is counted", |m| m.ended("client_gone") == 1)
         .await;
-    assert_eq!((metrics.ended("deadline"), metrics.ended("upstream")), (1, 1));
+    assert_eq!(
+        (metrics.ended("deadline"), metrics.ended("upstream")),
+        (1, 1)
+    );
     assert_eq!(metrics.ended_in_all(), 3);
 }
 
@@ -236,8 +250,16 @@ async fn a_drain_that_runs_out_of_time_ends_what_is_computed() {
         .await;
     let call = |id: u32, method: &str, params: Value| json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
     let batch = json!([
-        call(1, "complete", json!({"model": "scripted?tokens=1", "prompt": "a", "stream": true})),
-        call(2, "embeddings", json!({"model": "scripted?first=1h", "input": "a"})),
+        call(
+            1,
+            "complete",
+            json!({"model": "scripted?tokens=1", "prompt": "a", "stream": true})
+        ),
+        call(
+            2,
+            "embeddings",
+            json!({"model": "scripted?first=1h", "input": "a"})
+        ),
     ]);
     let mut reply = gateway.post("/rpc", batch.to_string()).send().await;
     // The first line tells that both calls are under way.

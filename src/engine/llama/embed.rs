@@ -153,8 +153,7 @@ impl LlamaEngine {
             inputs,
             reply,
             accepted,
-            queue_deadline: queue
-                .and_then(|bound| Some((accepted.checked_add(bound)?, bound))),
+            queue_deadline: queue.and_then(|bound| Some((accepted.checked_add(bound)?, bound))),
             place,
         };
         let stopped = || Failure::new(Kind::Draining, "The model was stopped.");

@@ -318,7 +318,14 @@ fn start(
             let (counters, stopping, cancelled) = shared;
             let made = Context::new(model.clone(), &params, abort_flag.clone()).and_then(|made| {
                 let vectors = vectors.map(|(plan, work)| {
-                    Vectors::new(plan, model, abort_flag, metrics.clone(), work, prefill_chunk)
+                    Vectors::new(
+                        plan,
+                        model,
+                        abort_flag,
+                        metrics.clone(),
+                        work,
+                        prefill_chunk,
+                    )
                 });
                 Ok((made, vectors.transpose()?))
             });

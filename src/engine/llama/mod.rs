@@ -37,8 +37,8 @@ use super::ring::{Bell, Ring};
 use super::{Card, Engine, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{
-    BoxFuture, EmbedRequest, Failure, Input, Kind, Message, Request, RerankRequest, Sampling, Scores,
-    Source, Usage, Vectors,
+    BoxFuture, EmbedRequest, Failure, Input, Kind, Message, Request, RerankRequest, Sampling,
+    Scores, Source, Usage, Vectors,
 };
 use crate::telemetry::ModelMetrics;
 

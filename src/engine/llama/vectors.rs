@@ -498,7 +498,9 @@ impl Vectors {
             Pool::Rank => (1, slot.input),
             _ => (context.vector_width(), slot.input),
         };
-        running.vectors.resize(running.job.inputs.len() * width, 0.0);
+        running
+            .vectors
+            .resize(running.job.inputs.len() * width, 0.0);
         let out = &mut running.vectors[at * width..(at + 1) * width];
         match self.plan.pool {
             Pool::Mean => {

@@ -8,7 +8,9 @@ use serde_json::value::RawValue;
 use super::super::openai::{self, Wanted};
 use super::super::{Call, Head, read, tokenize};
 use super::answer::Rpc;
-use super::{Detokenize, Embeddings, Fault, Framing, Incoming, Item, Method, Reply, Rerank, Tokenize, code};
+use super::{
+    Detokenize, Embeddings, Fault, Framing, Incoming, Item, Method, Reply, Rerank, Tokenize, code,
+};
 use crate::generation::{Failure, Kind, RequestId};
 
 /// Longest id, in bytes of JSON: every token of a stream carries it.

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::super::read::{Bounded, OneOrMany, Unserved};
 use super::super::{Head, read};
 use super::fields::{
-    self, Biases, Breakers, Logprobs, MAX_PROMPTS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, ResponseFormat, Seed,
-    not_served,
+    self, Biases, Breakers, Logprobs, MAX_PROMPTS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts,
+    ResponseFormat, Seed, not_served,
 };
 use crate::generation::{Failure, Input, Message, Request, Role};
 

@@ -26,10 +26,10 @@ use crate::generation::{Failure, RequestId, Usage};
 
 pub(super) use body::{Wanted, chat, completion, count};
 pub use fields::{MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS};
-pub(super) use vectors::{embeddings, rerank};
 pub use vectors::{
     Embeddings, Rerank, parse_embeddings, parse_rerank, write_embeddings, write_ranking,
 };
+pub(super) use vectors::{embeddings, rerank};
 
 /// `system_fingerprint`: the same seed gives the same text only under the same one.
 const FINGERPRINT: &str = concat!("sluicegate-", env!("CARGO_PKG_VERSION"));

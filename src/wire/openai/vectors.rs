@@ -132,8 +132,9 @@ pub(in crate::wire) fn embeddings(json: &str, head: &Head<'_>) -> Result<Embeddi
 pub(in crate::wire) fn rerank(json: &str, head: &Head<'_>) -> Result<Rerank, Failure> {
     let body: RerankBody = read::object(json)?;
     let query = body.query.filter(|query| !query.is_empty());
-    let query = query
-        .ok_or_else(|| Failure::invalid("query", "query must be a string, and not an empty one."))?;
+    let query = query.ok_or_else(|| {
+        Failure::invalid("query", "query must be a string, and not an empty one.")
+    })?;
     let documents = body.documents.map_or(Vec::new(), |list| list.0);
     if documents.is_empty() {
         return Err(Failure::invalid(
@@ -281,7 +282,10 @@ mod tests {
             (r#"{"input":""}"#, "input[0]"),
             (r#"{"input":["a",""]}"#, "input[1]"),
             (r#"{"input":[[1],[]]}"#, "input[1]"),
-            (r#"{"input":"a","encoding_format":"int8"}"#, "encoding_format"),
+            (
+                r#"{"input":"a","encoding_format":"int8"}"#,
+                "encoding_format",
+            ),
             (r#"{"input":"a","dimensions":0}"#, "dimensions"),
         ] {
             assert_eq!(refused(body).as_deref(), Some(place), "{body}");

@@ -7,9 +7,7 @@ use super::super::{DEMO, LlamaEngine, Weights, demo_settings};
 use super::*;
 use crate::engine::Engine;
 use crate::engine::config::Process;
-use crate::generation::{
-    Caller, Deadlines, EmbedRequest, Input, RequestId, RerankRequest,
-};
+use crate::generation::{Caller, Deadlines, EmbedRequest, Input, RequestId, RerankRequest};
 use crate::telemetry::Metrics;
 
 fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
@@ -111,7 +109,11 @@ async fn what_the_model_cannot_do_is_refused_by_its_place() {
             Kind::ContextExceeded,
             "input[0]",
         ),
-        (vec![text(&"a ".repeat(40))], Kind::ContextExceeded, "input[0]"),
+        (
+            vec![text(&"a ".repeat(40))],
+            Kind::ContextExceeded,
+            "input[0]",
+        ),
         (
             vec![text("a"), Input::Tokens(vec![u32::MAX])],
             Kind::Invalid,
@@ -121,7 +123,10 @@ async fn what_the_model_cannot_do_is_refused_by_its_place() {
     ];
     for (inputs, kind, place) in table {
         let failure = engine.embed(&request(inputs)).await.unwrap_err();
-        assert_eq!((failure.kind, failure.param.as_deref()), (kind, Some(place)));
+        assert_eq!(
+            (failure.kind, failure.param.as_deref()),
+            (kind, Some(place))
+        );
     }
     let mut wide = request(vec![text("a")]);
     wide.dimensions = Some(u32::MAX);

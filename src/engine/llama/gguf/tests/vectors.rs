@@ -141,7 +141,12 @@ async fn embed(engine: &LlamaEngine) -> Result<usize, Failure> {
 #[tokio::test]
 async fn a_model_with_a_head_gives_each_document_a_probability() {
     let engine = engine(&ranking());
-    let documents = ["The water runs.", "A stone.", "", "The water runs. It does."];
+    let documents = [
+        "The water runs.",
+        "A stone.",
+        "",
+        "The water runs. It does.",
+    ];
     let all = rank(&engine, &documents).await.unwrap();
     assert_eq!(all.scores.len(), documents.len());
     assert!(all.scores.iter().all(|score| (0.0..=1.0).contains(score)));
@@ -151,7 +156,9 @@ async fn a_model_with_a_head_gives_each_document_a_probability() {
         let alone = rank(&engine, &[document]).await.unwrap();
         assert!((alone.scores[0] - expected).abs() < 1e-5, "{document:?}");
     }
-    let failure = rank(&engine, &["a", &"long ".repeat(40)]).await.unwrap_err();
+    let failure = rank(&engine, &["a", &"long ".repeat(40)])
+        .await
+        .unwrap_err();
     assert_eq!(failure.kind, Kind::ContextExceeded);
     assert_eq!(failure.param.as_deref(), Some("documents[1]"));
     let failure = embed(&engine).await.unwrap_err();
@@ -162,7 +169,8 @@ async fn a_model_with_a_head_gives_each_document_a_probability() {
 #[tokio::test]
 async fn a_model_that_only_says_so_neither_ranks_nor_embeds() {
     let mut file = ranking();
-    file.tensors.retain(|tensor| !tensor.name.starts_with("cls"));
+    file.tensors
+        .retain(|tensor| !tensor.name.starts_with("cls"));
     let engine = engine(&file);
     for failure in [
         rank(&engine, &["a"]).await.unwrap_err(),
