@@ -54,6 +54,7 @@ pub struct Vectors {
 
 impl Vectors {
     /// Each vector, in order.
+    #[must_use]
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.numbers.chunks_exact(self.width.max(1))
     }

@@ -218,6 +218,18 @@ async fn a_small_request_does_not_wait_for_a_large_one() {
     engine.stop().await;
 }
 
+#[tokio::test]
+async fn who_does_not_want_to_wait_is_told_so() {
+    let engine = engine_with(Embeddings::On);
+    let mut hasty = request(vec![text("a")]);
+    hasty.deadlines.queue = Some(Duration::from_nanos(1));
+    let failure = engine.embed(&hasty).await.unwrap_err();
+    assert_eq!(failure.code, Some("queue_timeout"));
+    hasty.deadlines.queue = Some(Duration::MAX);
+    engine.embed(&hasty).await.unwrap();
+    engine.stop().await;
+}
+
 #[test]
 fn rows_with_logits_fit_their_memory_and_the_grid() {
     assert_eq!(mean_rows(2_000, 512), 512);
