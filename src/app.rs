@@ -275,6 +275,8 @@ fn render(metrics: &Metrics, registry: &Registry, streams: usize, dropped: u64) 
             pauses: gauges.pauses,
             kv_used: gauges.kv_used,
             kv_capacity: gauges.kv_capacity,
+            threads_decode: gauges.threads_decode,
+            threads_prefill: gauges.threads_prefill,
         };
         (&*engine.card().name, load)
     });

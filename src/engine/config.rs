@@ -124,9 +124,9 @@ pub struct Settings {
     /// Prompt rows between two decode steps: a multiple of 64, at most `batch`.
     #[serde(deserialize_with = "within::<_, 64, 8_192>")]
     pub prefill_chunk: u32,
-    /// Threads for decode steps, at most 512; absent takes one less than the cores, at least one.
+    /// Threads for decode steps, at most 512; absent lets measured times decide, up to all cores.
     pub threads: Option<NonZeroU16>,
-    /// Threads for prefill, at most 512; absent takes `threads`.
+    /// Threads for prefill, at most 512; absent takes `threads`, and measured times without it.
     pub threads_prefill: Option<NonZeroU16>,
     /// How eagerly idle threads spin, 0..=100; 0 waits without spinning.
     #[serde(deserialize_with = "within::<_, 0, 100>")]

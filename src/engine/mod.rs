@@ -102,6 +102,10 @@ pub struct Gauges {
     pub kv_used: u64,
     /// KV cells in all.
     pub kv_capacity: u64,
+    /// Threads of the last decode step; 0 before the first, and where none compute.
+    pub threads_decode: u32,
+    /// Threads of the last chunk of prompts.
+    pub threads_prefill: u32,
 }
 
 /// A model's loading, as it is seen and stopped from elsewhere.

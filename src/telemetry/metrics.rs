@@ -97,9 +97,10 @@ const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
 const SEQUENCES_PAUSED: &str = "sluicegate_sequences_paused";
 const KV_USED: &str = "sluicegate_kv_tokens_used";
 const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
+const ENGINE_THREADS: &str = "sluicegate_engine_threads";
 const BUILD_INFO: &str = "sluicegate_build_info";
 
-const GAUGES: [(&str, &str); 8] = [
+const GAUGES: [(&str, &str); 9] = [
     (STREAMS_OPEN, "Streams that have not ended."),
     (CONNECTIONS_OPEN, "Connections to the public listener."),
     (REQUESTS_RUNNING, "Sequences in prefill or decode."),
@@ -110,6 +111,10 @@ const GAUGES: [(&str, &str); 8] = [
     ),
     (KV_USED, "KV cells in use."),
     (KV_CAPACITY, "KV cells in all."),
+    (
+        ENGINE_THREADS,
+        "Threads of the last call of a phase, decode or prefill.",
+    ),
     (BUILD_INFO, "Always 1; the labels say what runs."),
 ];
 
@@ -169,6 +174,8 @@ pub struct ModelMetrics {
     paused: Gauge,
     kv_used: Gauge,
     kv_capacity: Gauge,
+    threads_decode: Gauge,
+    threads_prefill: Gauge,
 }
 
 /// What moves in a model, as its engine has it at the moment of a scrape.
@@ -186,6 +193,10 @@ pub struct ModelLoad {
     pub kv_used: u64,
     /// KV cells in all.
     pub kv_capacity: u64,
+    /// Threads of the last decode step.
+    pub threads_decode: u32,
+    /// Threads of the last chunk of prompts.
+    pub threads_prefill: u32,
 }
 
 /// What is read at the moment of a scrape.
@@ -266,6 +277,8 @@ impl Metrics {
                 model.paused.set(f64::from(load.paused));
                 model.kv_used.set(load.kv_used as f64);
                 model.kv_capacity.set(load.kv_capacity as f64);
+                model.threads_decode.set(f64::from(load.threads_decode));
+                model.threads_prefill.set(f64::from(load.threads_prefill));
                 model.pauses.absolute(load.pauses);
             }
         }
@@ -324,6 +337,10 @@ impl Drop for Upkeep {
 impl ModelMetrics {
     fn new(recorder: &PrometheusRecorder, name: &str) -> Self {
         let model = [("model", name)];
+        let threads = |phase| {
+            let labels = [("model", name), ("phase", phase)];
+            gauge(recorder, ENGINE_THREADS, &labels)
+        };
         let tokens = |kind| counter(recorder, TOKENS, &[("model", name), ("kind", kind)]);
         Self {
             name: name.into(),
@@ -351,6 +368,8 @@ impl ModelMetrics {
             paused: gauge(recorder, SEQUENCES_PAUSED, &model),
             kv_used: gauge(recorder, KV_USED, &model),
             kv_capacity: gauge(recorder, KV_CAPACITY, &model),
+            threads_decode: threads("decode"),
+            threads_prefill: threads("prefill"),
         }
     }
 
@@ -448,6 +467,8 @@ pub(super) mod tests {
                     pauses: 4,
                     kv_used: 5,
                     kv_capacity: 6,
+                    threads_decode: 7,
+                    threads_prefill: 8,
                 },
             )],
         })
@@ -501,6 +522,9 @@ pub(super) mod tests {
             value(&text, r#"sluicegate_kv_tokens_capacity{model="m"}"#),
             "6"
         );
+        let threads = |phase| format!(r#"sluicegate_engine_threads{{model="m",phase="{phase}"}}"#);
+        assert_eq!(value(&text, &threads("decode")), "7");
+        assert_eq!(value(&text, &threads("prefill")), "8");
         assert_eq!(
             value(&text, r#"sluicegate_telemetry_dropped_total{signal="log"}"#),
             "5"

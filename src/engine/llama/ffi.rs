@@ -19,6 +19,9 @@ use llama_cpp_2::llama_backend::{LlamaBackend, NumaStrategy};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
 
+use super::pin::Places;
+use super::threads::Limit;
+
 /// What llama.cpp could not do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LlamaError {
@@ -143,9 +146,9 @@ pub(super) struct ContextParams {
     pub(super) unified: bool,
     /// Most rows of one decode call, and of one physical batch.
     pub(super) batch: u32,
-    /// Threads for one-row batches and for all others.
-    pub(super) threads: u32,
-    pub(super) threads_prefill: u32,
+    /// Threads for decode steps and for prompts.
+    pub(super) threads: Limit,
+    pub(super) threads_prefill: Limit,
     /// How eagerly idle pool threads spin, 0 (sleep) to 100.
     pub(super) poll: u32,
     pub(super) flash_attention: sys::llama_flash_attn_type,
@@ -162,6 +165,7 @@ pub(super) struct Context {
     memory: sys::llama_memory_t,
     // Dropped after `raw` (see `Drop`): the context uses all three.
     pool: Option<ThreadPool>,
+    threads: u32,
     model: Arc<LlamaModel>,
     abort: Arc<AtomicBool>,
     vocabulary: usize,
@@ -189,8 +193,8 @@ impl Context {
         raw_params.n_batch = params.batch;
         raw_params.n_ubatch = params.batch;
         raw_params.n_seq_max = params.sequences;
-        raw_params.n_threads = signed(params.threads);
-        raw_params.n_threads_batch = signed(params.threads_prefill);
+        raw_params.n_threads = 1;
+        raw_params.n_threads_batch = 1;
         raw_params.flash_attn_type = params.flash_attention;
         raw_params.type_k = params.type_k;
         raw_params.type_v = params.type_v;
@@ -215,6 +219,7 @@ impl Context {
             memory: unsafe { sys::llama_get_memory(raw.as_ptr()) },
             raw,
             pool: None,
+            threads: 1,
             vocabulary: usize::try_from(model.n_vocab()).unwrap_or(0),
             model,
             abort,
@@ -228,27 +233,47 @@ impl Context {
                 "the model has no KV cache; only generative models can be served".into(),
             ]));
         }
-        context.attach_threads(params)?;
+        let most = params.threads.most().max(params.threads_prefill.most());
+        if most > 1 {
+            context.pool = Some(ThreadPool::new(most, params.poll)?);
+        }
+        context.set_threads(params.threads.most());
         Ok(context)
     }
 
-    /// Gives the context a standing pool. Without one, ggml starts and joins its threads at every
-    /// single decode.
-    fn attach_threads(&mut self, params: &ContextParams) -> Result<(), LlamaError> {
-        let count = params.threads.max(params.threads_prefill);
-        if count > 1 {
-            let pool = ThreadPool::new(count, params.poll)?;
-            // SAFETY: both are live; the pool is freed after the context (see `Drop`).
-            unsafe {
-                sys::llama_attach_threadpool(
-                    self.raw.as_ptr(),
-                    pool.0.as_ptr(),
-                    std::ptr::null_mut(),
-                );
-            }
-            self.pool = Some(pool);
+    /// The threads that compute the following batches, this one among them; as many as the context was
+    /// made for at most. Costs nothing when it is the same number as before.
+    pub(super) fn set_threads(&mut self, threads: u32) {
+        let most = self.pool.as_ref().map_or(1, |pool| pool.threads);
+        let threads = threads.clamp(1, most);
+        if threads == self.threads {
+            return;
         }
-        Ok(())
+        if let Some(pool) = &self.pool {
+            if let Some(places) = &pool.places {
+                places.use_threads(threads as usize);
+            }
+            if threads == 1 {
+                // A pool wakes all of its threads for every batch, also those that it does not need.
+                // SAFETY: a live context, which computes nothing now.
+                unsafe { sys::llama_detach_threadpool(self.raw.as_ptr()) };
+            } else {
+                // Without a pool, ggml would start and join its threads at every single decode.
+                // SAFETY: both are live; the pool is freed after the context (see `Drop`).
+                unsafe {
+                    sys::llama_attach_threadpool(
+                        self.raw.as_ptr(),
+                        pool.raw.as_ptr(),
+                        std::ptr::null_mut(),
+                    );
+                }
+            }
+        }
+        // llama.cpp has one count for batches of a single row and one for all others.
+        let count = signed(threads);
+        // SAFETY: a live context, which computes nothing now.
+        unsafe { sys::llama_set_n_threads(self.raw.as_ptr(), count, count) };
+        self.threads = threads;
     }
 
     /// Most rows of one call.
@@ -346,25 +371,41 @@ unsafe extern "C" fn asks_to_abort(flag: *mut c_void) -> bool {
 }
 
 /// A standing team of ggml threads.
-struct ThreadPool(NonNull<sys::ggml_threadpool>);
+struct ThreadPool {
+    raw: NonNull<sys::ggml_threadpool>,
+    threads: u32,
+    places: Option<Places>,
+}
 
 impl ThreadPool {
     fn new(threads: u32, poll: u32) -> Result<Self, LlamaError> {
         // SAFETY: returns a plain struct by value.
         let mut team = unsafe { sys::ggml_threadpool_params_default(signed(threads)) };
         team.poll = poll.min(100);
-        // SAFETY: ggml copies what it needs of the parameters.
-        let raw = unsafe { sys::ggml_threadpool_new(&raw mut team) };
-        NonNull::new(raw)
-            .map(Self)
-            .ok_or(LlamaError::Threads(threads))
+        let mut start = || {
+            // SAFETY: ggml copies what it needs of the parameters.
+            unsafe { sys::ggml_threadpool_new(&raw mut team) }
+        };
+        // SAFETY: reads a variable that is set once, when the backend is started.
+        let numa = unsafe { sys::ggml_is_numa() };
+        let (raw, places) = if numa {
+            // ggml places the threads itself.
+            (start(), None)
+        } else {
+            Places::of_new_threads(threads as usize - 1, start)
+        };
+        Ok(Self {
+            raw: NonNull::new(raw).ok_or(LlamaError::Threads(threads))?,
+            threads,
+            places,
+        })
     }
 }
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         // SAFETY: made by `ggml_threadpool_new`, freed once, after the context that used it.
-        unsafe { sys::ggml_threadpool_free(self.0.as_ptr()) }
+        unsafe { sys::ggml_threadpool_free(self.raw.as_ptr()) }
     }
 }
 

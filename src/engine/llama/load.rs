@@ -11,12 +11,14 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
+use super::crew::{Crew, Threads};
 use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
 use super::gguf::{self, GgufError, Summary};
 use super::template::ChatTemplate;
+use super::threads::Limit;
 use super::vocab::Vocabulary;
 use super::worker::{self, Counters, Job, Setup};
-use super::{LlamaEngine, Shared, default_threads};
+use super::{LlamaEngine, Shared};
 use crate::engine::config::{self, FlashAttention, KvLayout, KvType, Process, Settings};
 use crate::engine::ring::Bell;
 use crate::engine::{Card, Loading};
@@ -29,6 +31,9 @@ const DEFAULT_CONTEXT: u32 = 4096;
 /// Rows per decode call on a unified layout without a GPU. From 64 rows on, llama.cpp's CPU flash
 /// attention works in 64x64 tiles, which cannot skip the cells of other sequences.
 const UNIFIED_CPU_ROWS: u32 = 63;
+
+/// Most threads that are tried unasked. Memory is the limit long before.
+const MOST_GOVERNED: u32 = 128;
 
 /// Where a model's weights are.
 #[derive(Clone, Debug)]
@@ -117,7 +122,7 @@ pub(super) fn load(
         context = params.context,
         kv_cells = params.cells,
         parallel = params.sequences,
-        threads = params.threads,
+        threads = params.threads.most(),
         "model loaded"
     );
     if params.context > model.n_ctx_train() {
@@ -137,6 +142,7 @@ pub(super) fn load(
         stopping: running.stopping,
         abort: running.abort,
         kv_capacity: params.cells,
+        threads: running.threads,
         places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
         shared: Arc::new(Shared {
@@ -242,6 +248,7 @@ struct Running {
     inbox: mpsc::SyncSender<Vec<Job>>,
     join: JoinHandle<()>,
     counters: Arc<Counters>,
+    threads: Arc<Threads>,
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
     cancelled: Arc<AtomicBool>,
@@ -257,6 +264,7 @@ fn start(
     metrics: &Arc<ModelMetrics>,
 ) -> Result<Running, LoadError> {
     let counters = Arc::new(Counters::default());
+    let threads = Arc::new(Threads::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let abort = Arc::new(AtomicBool::new(false));
     let cancelled = Arc::new(AtomicBool::new(false));
@@ -275,6 +283,13 @@ fn start(
         u32::MAX
     };
     let prefill_chunk = settings.prefill_chunk;
+    // Chosen by what calls take. Exactness beside other streams is asked for by nothing yet.
+    let crew = Crew::new(
+        params.threads,
+        params.threads_prefill,
+        false,
+        threads.clone(),
+    );
     let shared = (counters.clone(), stopping.clone(), cancelled.clone());
     let abort_flag = abort.clone();
     let (params, model, metrics) = (params.clone(), model.clone(), metrics.clone());
@@ -292,6 +307,7 @@ fn start(
             let batch = context.max_rows();
             let setup = Setup {
                 context,
+                crew,
                 inbox: work,
                 counters,
                 metrics,
@@ -316,6 +332,7 @@ fn start(
         inbox,
         join,
         counters,
+        threads,
         stopping,
         abort,
         cancelled,
@@ -410,8 +427,7 @@ fn template(
 }
 
 pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> ContextParams {
-    let threads = settings.threads.map_or_else(default_threads, Into::into);
-    let threads_prefill = settings.threads_prefill.map_or(threads, Into::into);
+    let (threads, threads_prefill) = thread_limits(settings);
     let pool = settings.kv_cells.map(u32::from);
     let context = settings.context.map_or_else(
         || {
@@ -428,8 +444,8 @@ pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> Context
         sequences: settings.parallel,
         unified: settings.kv_layout == KvLayout::Unified,
         batch: settings.batch,
-        threads: threads.get(),
-        threads_prefill: threads_prefill.get(),
+        threads,
+        threads_prefill,
         poll: settings.poll,
         flash_attention: match settings.flash_attention {
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -440,6 +456,22 @@ pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> Context
         type_v: kv_type(settings.kv_type_v),
         offload_kv: gpu_layers(settings) > 0,
     }
+}
+
+/// What the configuration fixes is fixed; otherwise as many threads as pay, up to all cores.
+fn thread_limits(settings: &Settings) -> (Limit, Limit) {
+    let fixed = |threads: std::num::NonZeroU16| Limit::Fixed(threads.get().into());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = u32::try_from(cores).unwrap_or(1).min(MOST_GOVERNED);
+    let free = if gpu_layers(settings) == 0 {
+        Limit::UpTo(cores)
+    } else {
+        // The time of a call is then mostly the GPU's and says little about threads.
+        Limit::Fixed(cores.saturating_sub(1).max(1))
+    };
+    let decode = settings.threads.map_or(free, fixed);
+    let prefill = settings.threads_prefill.map_or(decode, fixed);
+    (decode, prefill)
 }
 
 fn kv_type(kind: KvType) -> sys::ggml_type {

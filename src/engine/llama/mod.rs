@@ -5,13 +5,16 @@
 //! back through one ring per sequence (`engine/ring.rs`), read by a `LlamaSource`.
 
 pub mod bare;
+mod crew;
 mod ffi;
 mod gguf;
 mod load;
+mod pin;
 pub mod sampling;
 mod schedule;
 mod source;
 mod template;
+mod threads;
 mod vocab;
 mod worker;
 
@@ -24,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use self::crew::Threads;
 use self::sampling::{Breakers, Sampler};
 use self::source::LlamaSource;
 use self::template::ChatTemplate;
@@ -104,6 +108,7 @@ pub struct LlamaEngine {
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
     kv_capacity: u64,
+    threads: Arc<Threads>,
     /// Sequences that may be accepted at once: running and waiting.
     places: u32,
     ring: u32,
@@ -468,6 +473,8 @@ impl Engine for LlamaEngine {
             pauses: self.counters.pauses.load(Relaxed),
             kv_used: self.counters.kv_used.load(Relaxed),
             kv_capacity: self.kv_capacity,
+            threads_decode: self.threads.decode.load(Relaxed),
+            threads_prefill: self.threads.prefill.load(Relaxed),
         }
     }
 
@@ -495,14 +502,6 @@ impl Drop for LlamaEngine {
         self.abort.store(true, Relaxed);
         self.thread.unpark();
     }
-}
-
-/// Threads to compute with when the configuration names none: one core is left for everything else,
-/// because ggml's threads spin at every barrier and collapse when one of them is descheduled.
-fn default_threads() -> NonZeroU32 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = u32::try_from(cores.saturating_sub(1)).unwrap_or(1);
-    NonZeroU32::new(threads).unwrap_or(NonZeroU32::MIN)
 }
 
 #[cfg(test)]

@@ -22,9 +22,11 @@ use std::sync::atomic::{
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::crew::Crew;
 use super::ffi::{Batch, Context, LlamaError};
 use super::sampling::{Sampler, Scratch, logprobs};
 use super::schedule::{self, Cells, Prefill, Run};
+use super::threads::Phase;
 use crate::engine::ring::{End, Ring, Slot};
 use crate::generation::{Failure, Finish, Kind, clock};
 use crate::telemetry::ModelMetrics;
@@ -145,6 +147,7 @@ impl Sequence {
 /// What the thread is run with.
 pub(super) struct Setup {
     pub(super) context: Context,
+    pub(super) crew: Crew,
     pub(super) inbox: Receiver<Vec<Job>>,
     pub(super) counters: Arc<Counters>,
     pub(super) metrics: Arc<ModelMetrics>,
@@ -359,7 +362,7 @@ impl Worker {
                 *row = self.batch.push(sequence.next, sequence.position, *id, true);
             }
         }
-        match self.setup.context.decode(&mut self.batch) {
+        match self.compute(Phase::Decode) {
             Ok(()) => {
                 for at in 0..self.rows.len() {
                     let (id, _) = self.rows[at];
@@ -446,7 +449,7 @@ impl Worker {
         if self.batch.is_empty() {
             return false;
         }
-        match self.setup.context.decode(&mut self.batch) {
+        match self.compute(Phase::Prefill) {
             Ok(()) => {
                 for run in &self.runs {
                     if let Some(sequence) = &mut self.slots[run.id as usize] {
@@ -463,6 +466,11 @@ impl Worker {
             }
         }
         true
+    }
+
+    fn compute(&mut self, phase: Phase) -> Result<(), LlamaError> {
+        let Setup { crew, context, .. } = &mut self.setup;
+        crew.compute(phase, context, &mut self.batch)
     }
 
     /// Chooses the next token of every row of the last call, pushes it, and wakes the readers once.

@@ -1,0 +1,82 @@
+//! Runs llama.cpp calls with as many threads as the governor names, and times them for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
+
+use super::ffi::{Batch, Context, LlamaError};
+use super::threads::{Call, Governor, Limit, Phase};
+
+/// Threads of the last call of each phase, for metrics; 0 before the first.
+#[derive(Debug, Default)]
+pub(super) struct Threads {
+    pub(super) decode: AtomicU32,
+    pub(super) prefill: AtomicU32,
+}
+
+/// The governor with its clocks. Used on the engine thread.
+pub(super) struct Crew {
+    governor: Governor,
+    begin: Instant,
+    exact: bool,
+    threads: Arc<Threads>,
+}
+
+impl Crew {
+    /// `exact` gives a call of a single row one thread: llama.cpp splits the attention of a lone row
+    /// over threads, which rounds otherwise than the same row does among others.
+    pub(super) fn new(decode: Limit, prefill: Limit, exact: bool, threads: Arc<Threads>) -> Self {
+        Self {
+            governor: Governor::new(decode, prefill),
+            begin: Instant::now(),
+            exact,
+            threads,
+        }
+    }
+
+    /// Computes the rows of `batch`.
+    pub(super) fn compute(
+        &mut self,
+        phase: Phase,
+        context: &mut Context,
+        batch: &mut Batch,
+    ) -> Result<(), LlamaError> {
+        let rows = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let governed = !(self.exact && rows == 1);
+        let threads = if governed {
+            self.governor.threads(phase, rows)
+        } else {
+            1
+        };
+        let shown = match phase {
+            Phase::Decode => &self.threads.decode,
+            Phase::Prefill => &self.threads.prefill,
+        };
+        shown.store(threads, Relaxed);
+        context.set_threads(threads);
+        let (wall, cpu) = (Instant::now(), thread_cpu());
+        context.decode(batch)?;
+        let (cpu, end) = (thread_cpu().saturating_sub(cpu), Instant::now());
+        if governed {
+            self.governor.observe(&Call {
+                phase,
+                rows,
+                at: micros(end - self.begin),
+                wall: micros(end - wall),
+                cpu,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// CPU time of this thread in microseconds.
+fn thread_cpu() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000
+}
+
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,528 @@
+//! How many threads the next llama.cpp call gets: chosen by what calls have taken, never by belief.
+//!
+//! For each phase and each size of call the governor keeps to one number of threads and now and then
+//! *looks* at its neighbours on a ladder (1, 2, 3, 4, 6, 8, …): a handful of calls with one rung more or
+//! less, compared with the calls just before. Three things keep it calm. A look must win clearly, more
+//! threads more clearly than fewer. What a look lost is saved up for: the next one comes no sooner than
+//! [`PRICE`] times that later, so that looks cost about a percent. And a look upwards ends at once
+//! when it goes badly, as it does when somebody else uses the core.
+//!
+//! A core is given back by suspicion: time lost against the rung below is summed up while it grows, and
+//! when the sum is more than a slip, the rung below is looked at there and then. If it is better, that
+//! holds for calls of every size until a look upwards succeeds, with growing intervals between tries.
+//!
+//! Pure logic on given times; `crew.rs` measures them.
+
+use std::array;
+
+/// Looks at one rung cost at most one part in this many of the time.
+const PRICE: u64 = 100;
+/// Calls of a new size that are not counted: they touch memory for the first time.
+const FIRST_CALLS: u32 = 2;
+/// A look lasts this long, in microseconds, within `LOOK_CALLS`.
+const LOOK: u64 = 4_000;
+const LOOK_CALLS: (u64, u64) = (2, 12);
+/// More threads must take at most this share of the time; fewer may take that.
+const BETTER: f32 = 0.94;
+const AS_GOOD: f32 = 1.02;
+/// Between two looks of one size in microseconds: at first, and after many that changed nothing.
+const PATIENCE: (u64, u64) = (250_000, 16_000_000);
+/// Between two tries to take back a core that was given up: at first, and at most.
+const RETRY: (u64, u64) = (250_000, 4_000_000);
+/// Lost time that is no slip any more, in microseconds.
+const SLIP: f32 = 20_000.0;
+/// An average that is worth comparing with stands for this many calls, and for no more than that many.
+const SETTLED: f32 = 4.0;
+const MEAN_CALLS: f32 = 16.0;
+/// A look upwards ends when it has cost this many microseconds, or twice the usual call.
+const TOO_MUCH: f32 = 2_000.0;
+/// A thread that waits for a core this share of its time is starved; averaged over so many calls.
+const STARVED: f32 = 0.2;
+const STARVED_CALLS: f32 = 16.0;
+/// A single call this many times slower than usual counts for no more, in what is usual.
+const CLIP: f32 = 4.0;
+
+/// What a call is for. The two differ in how they gain from threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// One row for each of several sequences.
+    Decode,
+    /// Many rows of few sequences.
+    Prefill,
+}
+
+/// The threads that a phase may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// This many, whatever is measured.
+    Fixed(u32),
+    /// As many as pay, up to this.
+    UpTo(u32),
+}
+
+impl Limit {
+    /// The most it can come to.
+    pub(super) fn most(self) -> u32 {
+        match self {
+            Self::Fixed(threads) | Self::UpTo(threads) => threads.max(1),
+        }
+    }
+}
+
+/// A call that was made with the threads that [`Governor::threads`] named for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub(super) phase: Phase,
+    pub(super) rows: u32,
+    /// When it ended, in microseconds from any beginning.
+    pub(super) at: u64,
+    /// How long it took.
+    pub(super) wall: u64,
+    /// CPU time of the calling thread within it.
+    pub(super) cpu: u64,
+}
+
+/// Chooses thread counts.
+#[derive(Debug)]
+pub(super) struct Governor {
+    decode: Tuner,
+    prefill: Tuner,
+}
+
+impl Governor {
+    pub(super) fn new(decode: Limit, prefill: Limit) -> Self {
+        Self {
+            decode: Tuner::new(decode),
+            prefill: Tuner::new(prefill),
+        }
+    }
+
+    /// Threads for a call of `rows`.
+    pub(super) fn threads(&mut self, phase: Phase, rows: u32) -> u32 {
+        self.tuner(phase).threads(rows)
+    }
+
+    /// Learns from a call.
+    pub(super) fn observe(&mut self, call: &Call) {
+        self.tuner(call.phase).observe(call);
+    }
+
+    fn tuner(&mut self, phase: Phase) -> &mut Tuner {
+        match phase {
+            Phase::Decode => &mut self.decode,
+            Phase::Prefill => &mut self.prefill,
+        }
+    }
+}
+
+/// Rungs of the ladder at most: 1, 2, 3, 4, 6, 8, … 384, 512.
+const RUNGS: usize = 20;
+/// Sizes of call: two to each power of two, up to 2^13 rows.
+const SIZES: usize = 28;
+
+#[derive(Debug)]
+struct Tuner {
+    limit: Limit,
+    /// Thread counts, rising.
+    ladder: Vec<u32>,
+    sizes: [Size; SIZES],
+    /// The size of the last call.
+    last: usize,
+    /// No size uses more than this rung: the machine is shared.
+    ceiling: usize,
+    retry: Wait,
+    /// No look at a rung before this time, but for those that must be.
+    thrift: [u64; RUNGS],
+}
+
+impl Tuner {
+    fn new(limit: Limit) -> Self {
+        let most = limit.most();
+        let steps = (0..).flat_map(|power: u32| [2u32 << power, 3u32 << power]);
+        let ladder: Vec<u32> = std::iter::once(1)
+            .chain(steps)
+            .take(RUNGS - 1)
+            .take_while(|&threads| threads < most)
+            .chain([most])
+            .collect();
+        Self {
+            limit,
+            ceiling: ladder.len() - 1,
+            ladder,
+            sizes: array::from_fn(|_| Size::default()),
+            last: 0,
+            retry: Wait::new(RETRY),
+            thrift: [0; RUNGS],
+        }
+    }
+
+    fn threads(&mut self, rows: u32) -> u32 {
+        if let Limit::Fixed(threads) = self.limit {
+            return threads.max(1);
+        }
+        let index = size_of_call(rows);
+        if self.sizes[index].calls == 0 {
+            // What was found for the last size is the best guess for this one.
+            self.sizes[index].rung = self.sizes[self.last].rung;
+        }
+        self.last = index;
+        let size = &self.sizes[index];
+        self.ladder[size.look.as_ref().map_or(self.rung(size), |look| look.to)]
+    }
+
+    /// Where a size is when it does not look around.
+    fn rung(&self, size: &Size) -> usize {
+        size.rung.min(self.ceiling)
+    }
+
+    fn observe(&mut self, call: &Call) {
+        if self.ladder.len() == 1 || matches!(self.limit, Limit::Fixed(_)) || call.rows == 0 {
+            return;
+        }
+        let index = size_of_call(call.rows);
+        let rung = self.rung(&self.sizes[index]);
+        let size = &mut self.sizes[index];
+        size.calls = size.calls.saturating_add(1);
+        if size.calls <= FIRST_CALLS {
+            return;
+        }
+        let Some(mut look) = size.look.take() else {
+            size.settle(rung, call);
+            self.look_around(index, rung, call);
+            return;
+        };
+        if look.from != rung {
+            // Another size has found the machine shared meanwhile.
+            return;
+        }
+        match look.add(call) {
+            Progress::Going => size.look = Some(look),
+            progress => self.decide(index, &look, progress, call.at),
+        }
+    }
+
+    /// Begins a look if it is time for one.
+    fn look_around(&mut self, index: usize, rung: usize, call: &Call) {
+        let size = &self.sizes[index];
+        let usual = size.means[rung];
+        if usual.calls < SETTLED {
+            return;
+        }
+        let (to, usual, suspicion) = if rung > 0 && size.lost > slip(usual.time * float(call.rows))
+        {
+            // Much too slow: far more threads than there are cores left.
+            let far = size.seen() > 3.0 * size.means[rung - 1].time;
+            (if far { rung / 2 } else { rung - 1 }, size.seen(), true)
+        } else if let Some(to) = self.direction(size, rung, call.at) {
+            (to, usual.time, false)
+        } else {
+            return;
+        };
+        self.sizes[index].look = Some(Look::new((rung, to), usual, call.rows, suspicion));
+    }
+
+    /// Where to look when nothing is wrong.
+    fn direction(&self, size: &Size, rung: usize, at: u64) -> Option<usize> {
+        let up = rung + 1;
+        let has_up = up < self.ladder.len()
+            // Threads that wait for a core already would only wait for another one.
+            && (size.starved < STARVED || at >= size.last_up.saturating_add(RETRY.1));
+        if has_up && rung == self.ceiling {
+            return (at >= self.retry.until && at >= self.thrift[up]).then_some(up);
+        }
+        if has_up && size.means[up].calls == 0.0 {
+            return Some(up);
+        }
+        if at < size.patience.until {
+            return None;
+        }
+        let may = |to: &usize| at >= self.thrift[*to];
+        let up = has_up.then_some(up).filter(may);
+        let down = rung.checked_sub(1).filter(may);
+        if size.up_is_next {
+            up.or(down)
+        } else {
+            down.or(up)
+        }
+    }
+
+    /// Draws the conclusion of a look.
+    fn decide(&mut self, index: usize, look: &Look, progress: Progress, at: u64) {
+        let (from, to) = (look.from, look.to);
+        let up = to > from;
+        let won = progress == Progress::Done
+            && look.mean() <= look.usual * if up { BETTER } else { AS_GOOD };
+        if look.excess > 0.0 {
+            self.thrift[to] = self.thrift[to].max(at + PRICE * micros(look.excess));
+        }
+        let size = &mut self.sizes[index];
+        size.means[to] = Mean {
+            time: look.mean(),
+            calls: SETTLED,
+        };
+        size.forget_loss();
+        size.up_is_next = up == won;
+        if up {
+            size.last_up = at;
+        }
+        match (up, won) {
+            (true, true) => {
+                size.patience.shorten(at);
+                if from == self.ceiling {
+                    size.rung = size.rung.max(to);
+                    self.ceiling = to;
+                    self.retry.reset(at);
+                } else {
+                    size.rung = to;
+                }
+            }
+            (true, false) if from == self.ceiling => self.retry.lengthen(at),
+            (false, true) if look.suspicion => {
+                // Not this size's doing: the core is somebody else's for now.
+                size.means[from].calls = 0.0;
+                self.ceiling = to;
+                self.retry.restart(at);
+            }
+            (false, true) => {
+                size.rung = to;
+                size.patience.shorten(at);
+            }
+            (_, false) => size.patience.lengthen(at),
+        }
+    }
+}
+
+/// What is known about calls of one size.
+#[derive(Debug)]
+struct Size {
+    calls: u32,
+    /// The best rung on a machine of our own.
+    rung: usize,
+    means: [Mean; RUNGS],
+    look: Option<Look>,
+    patience: Wait,
+    up_is_next: bool,
+    last_up: u64,
+    /// Share of the time for which the calling thread, alone, had no core.
+    starved: f32,
+    /// Microseconds lost against the rung below since that began to grow, and the calls meanwhile.
+    lost: f32,
+    seen_time: f32,
+    seen_rows: f32,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self {
+            calls: 0,
+            rung: 0,
+            means: [Mean::default(); RUNGS],
+            look: None,
+            patience: Wait::new(PATIENCE),
+            up_is_next: true,
+            last_up: 0,
+            starved: 0.0,
+            lost: 0.0,
+            seen_time: 0.0,
+            seen_rows: 0.0,
+        }
+    }
+}
+
+impl Size {
+    /// Learns from a call at the usual rung.
+    fn settle(&mut self, rung: usize, call: &Call) {
+        let (wall, rows) = (float(call.wall), float(call.rows));
+        self.means[rung].add(wall / rows);
+        if rung == 0 {
+            let waited = float(call.wall.saturating_sub(call.cpu)) / wall.max(1.0);
+            self.starved += (waited - self.starved) / STARVED_CALLS;
+            return;
+        }
+        let below = self.means[rung - 1];
+        if below.calls == 0.0 {
+            return;
+        }
+        let slip = slip(self.means[rung].time * rows);
+        let loss = wall - below.time * rows;
+        // One call alone says little, unless it is out of all bounds.
+        self.lost += if loss < 3.0 * slip {
+            loss.min(0.6 * slip)
+        } else {
+            loss
+        };
+        self.seen_time += wall;
+        self.seen_rows += rows;
+        if self.lost <= 0.0 {
+            self.forget_loss();
+        }
+    }
+
+    fn forget_loss(&mut self) {
+        self.lost = 0.0;
+        self.seen_time = 0.0;
+        self.seen_rows = 0.0;
+    }
+
+    /// Time per row since time is being lost.
+    fn seen(&self) -> f32 {
+        self.seen_time / self.seen_rows.max(1.0)
+    }
+}
+
+/// Time per row at a rung: an average that follows, and that one long call does not bend far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    time: f32,
+    /// How many calls it stands for, at most `MEAN_CALLS`; 0 is unknown.
+    calls: f32,
+}
+
+impl Mean {
+    fn add(&mut self, time: f32) {
+        let time = if self.calls == 0.0 {
+            time
+        } else {
+            time.min(self.time * CLIP)
+        };
+        self.calls = (self.calls + 1.0).min(MEAN_CALLS);
+        self.time += (time - self.time) / self.calls;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Going,
+    Done,
+    /// Given up: it costs too much.
+    Bad,
+}
+
+/// Some calls at a neighbouring rung.
+#[derive(Debug)]
+struct Look {
+    from: usize,
+    to: usize,
+    suspicion: bool,
+    /// Time per row that it is compared with.
+    usual: f32,
+    left: u64,
+    /// The first call is not compared, when there are enough others: threads are woken, caches filled.
+    skip: bool,
+    time: f32,
+    rows: f32,
+    /// Microseconds more than usual, so far.
+    excess: f32,
+}
+
+impl Look {
+    fn new((from, to): (usize, usize), usual: f32, rows: u32, suspicion: bool) -> Self {
+        let each = micros(usual * float(rows)).max(1);
+        let left = (LOOK / each).clamp(LOOK_CALLS.0, LOOK_CALLS.1);
+        Self {
+            from,
+            to,
+            suspicion,
+            usual,
+            left,
+            skip: left > LOOK_CALLS.0,
+            time: 0.0,
+            rows: 0.0,
+            excess: 0.0,
+        }
+    }
+
+    fn add(&mut self, call: &Call) -> Progress {
+        let (wall, rows) = (float(call.wall), float(call.rows));
+        let usual = self.usual * rows;
+        self.excess += wall - usual;
+        self.left -= 1;
+        if !std::mem::take(&mut self.skip) {
+            self.time += wall;
+            self.rows += rows;
+        }
+        if self.to > self.from && self.excess > (2.0 * usual).max(TOO_MUCH) {
+            return Progress::Bad;
+        }
+        if self.left == 0 {
+            Progress::Done
+        } else {
+            Progress::Going
+        }
+    }
+
+    fn mean(&self) -> f32 {
+        self.time / self.rows.max(1.0)
+    }
+}
+
+/// A time to wait for, and how far off the next one is to be.
+#[derive(Debug)]
+struct Wait {
+    bounds: (u64, u64),
+    gap: u64,
+    until: u64,
+}
+
+impl Wait {
+    fn new(bounds: (u64, u64)) -> Self {
+        Self {
+            bounds,
+            gap: bounds.0,
+            until: 0,
+        }
+    }
+
+    fn reset(&mut self, at: u64) {
+        self.gap = self.bounds.0;
+        self.until = at;
+    }
+
+    fn restart(&mut self, at: u64) {
+        self.reset(at);
+        self.lengthen(at);
+    }
+
+    fn lengthen(&mut self, at: u64) {
+        self.until = at + self.gap;
+        self.gap = (self.gap * 2).min(self.bounds.1);
+    }
+
+    fn shorten(&mut self, at: u64) {
+        self.gap = (self.gap / 2).max(self.bounds.0);
+        self.until = at + self.gap;
+    }
+}
+
+/// What may be lost without suspicion, in microseconds, when calls take `usual`.
+fn slip(usual: f32) -> f32 {
+    usual.max(SLIP)
+}
+
+/// Which size a call is of: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, …
+fn size_of_call(rows: u32) -> usize {
+    let rows = rows.max(1);
+    let power = rows.ilog2();
+    let half = (rows << 1 >> power) & 1;
+    (2 * power + half).min(SIZES as u32 - 1) as usize
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "microseconds and rows, of which three digits count"
+)]
+fn float(value: impl Into<u64>) -> f32 {
+    value.into() as f32
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a time, and the cast saturates"
+)]
+fn micros(time: f32) -> u64 {
+    time as u64
+}
+
+#[cfg(test)]
+mod tests;
