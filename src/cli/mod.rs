@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod check;
+mod cpu;
 mod serve;
 
 use std::process::ExitCode;
@@ -48,6 +49,15 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if cpu::refuses() {
+        return ExitCode::from(cpu::WRONG_CPU);
+    }
+    run()
+}
+
+/// Not inlined: nothing of it may run before the CPU is known to be able to.
+#[inline(never)]
+fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { flags } => serve::run(flags),
         Command::Chat(args) => talk(*args),

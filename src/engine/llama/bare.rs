@@ -4,15 +4,19 @@
 //! no rings, no readers; the engine's own figure is stated as a share of this one.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use super::crew::{Crew, Threads};
 use super::ffi::{Batch, Context};
 use super::load::{self, LoadError, Weights};
+use super::threads::Phase;
 use crate::engine::config::{Process, Settings};
 
 /// A model and a context that decodes `rows` sequences at once.
 pub struct BareLoop {
     context: Context,
+    crew: Crew,
+    threads: Arc<Threads>,
     batch: Batch,
     rows: u32,
     position: u32,
@@ -29,7 +33,16 @@ impl BareLoop {
         let (model, _) = load::map(weights, settings, &Process::default(), &Arc::default())?;
         let model = Arc::new(model);
         let params = load::context_params(settings, &model);
+        let threads = Arc::new(Threads::default());
+        let crew = Crew::new(
+            params.threads,
+            params.threads_prefill,
+            false,
+            threads.clone(),
+        );
         Ok(Self {
+            crew,
+            threads,
             context: Context::new(model, &params, Arc::new(AtomicBool::new(false)))?,
             batch: Batch::with_capacity(params.batch as usize),
             rows: params.sequences,
@@ -52,7 +65,8 @@ impl BareLoop {
             let token = 100 + (self.position + sequence) % 1000;
             self.batch.push(token, self.position, sequence, true);
         }
-        self.context.decode(&mut self.batch)?;
+        let (context, batch) = (&mut self.context, &mut self.batch);
+        self.crew.compute(Phase::Decode, context, batch)?;
         // Where the computation is asynchronous, this waits for it, as sampling would.
         let _ = self.context.logits(self.batch.len() - 1);
         self.position += 1;
@@ -65,6 +79,12 @@ impl BareLoop {
         for sequence in 0..self.rows {
             self.context.forget(sequence);
         }
+    }
+
+    /// Threads of the last step.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.threads.decode.load(Relaxed)
     }
 
     /// Tokens per step.

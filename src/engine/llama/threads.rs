@@ -26,7 +26,7 @@ const LOOK_CALLS: (u64, u64) = (2, 12);
 const BETTER: f32 = 0.94;
 const AS_GOOD: f32 = 1.02;
 /// Between two looks of one size in microseconds: at first, and after many that changed nothing.
-const PATIENCE: (u64, u64) = (250_000, 16_000_000);
+const PATIENCE: (u64, u64) = (250_000, 4_000_000);
 /// Between two tries to take back a core that was given up: at first, and at most.
 const RETRY: (u64, u64) = (250_000, 4_000_000);
 /// Lost time that is no slip any more, in microseconds.
