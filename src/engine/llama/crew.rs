@@ -54,27 +54,19 @@ impl Crew {
         };
         shown.store(threads, Relaxed);
         context.set_threads(threads);
-        let (wall, cpu) = (Instant::now(), thread_cpu());
+        let start = Instant::now();
         context.decode(batch)?;
-        let (cpu, end) = (thread_cpu().saturating_sub(cpu), Instant::now());
+        let end = Instant::now();
         if governed {
             self.governor.observe(&Call {
                 phase,
                 rows,
                 at: micros(end - self.begin),
-                wall: micros(end - wall),
-                cpu,
+                wall: micros(end - start),
             });
         }
         Ok(())
     }
-}
-
-/// CPU time of this thread in microseconds.
-fn thread_cpu() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000
 }
 
 fn micros(duration: std::time::Duration) -> u64 {

@@ -18,7 +18,7 @@ use super::template::ChatTemplate;
 use super::threads::Limit;
 use super::vocab::Vocabulary;
 use super::worker::{self, Counters, Job, Setup};
-use super::{LlamaEngine, Shared};
+use super::{LlamaEngine, Shared, pin};
 use crate::engine::config::{self, FlashAttention, KvLayout, KvType, Process, Settings};
 use crate::engine::ring::Bell;
 use crate::engine::{Card, Loading};
@@ -461,8 +461,7 @@ pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> Context
 /// What the configuration fixes is fixed; otherwise as many threads as pay, up to all cores.
 fn thread_limits(settings: &Settings) -> (Limit, Limit) {
     let fixed = |threads: std::num::NonZeroU16| Limit::Fixed(threads.get().into());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let cores = u32::try_from(cores).unwrap_or(1).min(MOST_GOVERNED);
+    let cores = pin::cores().min(MOST_GOVERNED);
     let free = if gpu_layers(settings) == 0 {
         Limit::UpTo(cores)
     } else {

@@ -8,6 +8,19 @@
 //! Only where the cores are ours to count: with a CPU quota, as containers have, their number says
 //! nothing about where there is room, and nobody is pinned.
 
+use std::sync::LazyLock;
+
+/// Cores that this process may use. Counted once: later on, the thread that asks may be confined itself.
+static CORES: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+
+/// Cores that this process may use.
+pub(super) fn cores() -> u32 {
+    #[cfg(target_os = "linux")]
+    LazyLock::force(&linux::HOME);
+    u32::try_from(*CORES).unwrap_or(u32::MAX)
+}
+
 #[cfg(target_os = "linux")]
 pub(super) use linux::Places;
 
@@ -28,14 +41,19 @@ impl Places {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::io;
+    use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
     use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
+    /// Where this process may run.
+    pub(super) static HOME: LazyLock<Option<CpuSet>> =
+        LazyLock::new(|| sched_getaffinity(None).ok());
+
     /// Where a team's threads run.
     #[derive(Debug)]
     pub(in super::super) struct Places {
-        /// Where the engine thread ran before.
+        /// Where the engine thread may run when it is alone.
         home: CpuSet,
         /// The workers' cores, in the order in which they are called upon.
         cores: Vec<usize>,
@@ -65,9 +83,9 @@ mod linux {
         }
 
         fn pin(workers: &[Pid]) -> Option<Self> {
-            let home = sched_getaffinity(None).ok()?;
+            let usable = super::cores() as usize;
+            let home = (*HOME)?;
             let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&c| home.is_set(c)).collect();
-            let usable = std::thread::available_parallelism().ok()?.get();
             if usable != all.len() || workers.len() >= all.len() {
                 return None;
             }
@@ -92,6 +110,12 @@ mod linux {
             }
             // Where it fails, the thread stays where it is, which is no error.
             let _ = sched_setaffinity(None, &rest);
+        }
+    }
+
+    impl Drop for Places {
+        fn drop(&mut self) {
+            self.use_threads(1);
         }
     }
 
@@ -133,7 +157,7 @@ mod linux {
         fn a_worker_gets_a_core_that_the_engine_thread_leaves_to_it() {
             let test = thread::Builder::new().name("pin-test".into());
             let join = test.spawn(|| {
-                let cores = sched_getaffinity(None).unwrap().count();
+                let cores = super::super::cores();
                 let (stop, stopped) = sync_channel::<()>(0);
                 let (join, places) = Places::of_new_threads(1, || {
                     thread::Builder::new()

@@ -17,11 +17,13 @@ use std::array;
 
 /// Looks at one rung cost at most one part in this many of the time.
 const PRICE: u64 = 100;
+/// But no rung is left alone for longer than this, in microseconds: the machine may be quiet again.
+const LONGEST: u64 = 15_000_000;
 /// Calls of a new size that are not counted: they touch memory for the first time.
 const FIRST_CALLS: u32 = 2;
 /// A look lasts this long, in microseconds, within `LOOK_CALLS`.
-const LOOK: u64 = 4_000;
-const LOOK_CALLS: (u64, u64) = (2, 12);
+const LOOK: u64 = 20_000;
+const LOOK_CALLS: (u64, u64) = (3, 48);
 /// More threads must take at most this share of the time; fewer may take that.
 const BETTER: f32 = 0.94;
 const AS_GOOD: f32 = 1.02;
@@ -35,11 +37,11 @@ const SLIP: f32 = 20_000.0;
 const SETTLED: f32 = 4.0;
 const MEAN_CALLS: f32 = 16.0;
 /// A look upwards ends when it has cost this many microseconds, or twice the usual call.
-const TOO_MUCH: f32 = 2_000.0;
-/// A thread that waits for a core this share of its time is starved; averaged over so many calls.
-const STARVED: f32 = 0.2;
-const STARVED_CALLS: f32 = 16.0;
-/// A single call this many times slower than usual counts for no more, in what is usual.
+const TOO_MUCH: f32 = 10_000.0;
+/// The full average remembers about this many microseconds, within these shares for one call.
+const MEMORY: f32 = 100_000.0;
+const SHARE: (f32, f32) = (1.0 / 64.0, 0.5);
+/// A single call this many times slower than usual counts for no more where two rungs are compared.
 const CLIP: f32 = 4.0;
 
 /// What a call is for. The two differ in how they gain from threads.
@@ -78,8 +80,6 @@ pub(super) struct Call {
     pub(super) at: u64,
     /// How long it took.
     pub(super) wall: u64,
-    /// CPU time of the calling thread within it.
-    pub(super) cpu: u64,
 }
 
 /// Chooses thread counts.
@@ -166,8 +166,11 @@ impl Tuner {
             self.sizes[index].rung = self.sizes[self.last].rung;
         }
         self.last = index;
-        let size = &self.sizes[index];
-        self.ladder[size.look.as_ref().map_or(self.rung(size), |look| look.to)]
+        let ceiling = self.ceiling;
+        let size = &mut self.sizes[index];
+        // Another size has found out more about the machine meanwhile.
+        size.look.take_if(|look| look.ceiling != ceiling);
+        self.ladder[size.look.as_ref().map_or(size.rung.min(ceiling), |l| l.to)]
     }
 
     /// Where a size is when it does not look around.
@@ -191,10 +194,6 @@ impl Tuner {
             self.look_around(index, rung, call);
             return;
         };
-        if look.from != rung {
-            // Another size has found the machine shared meanwhile.
-            return;
-        }
         match look.add(call) {
             Progress::Going => size.look = Some(look),
             progress => self.decide(index, &look, progress, call.at),
@@ -208,25 +207,27 @@ impl Tuner {
         if usual.calls < SETTLED {
             return;
         }
-        let (to, usual, suspicion) = if rung > 0 && size.lost > slip(usual.time * float(call.rows))
-        {
+        let suspicion = rung > 0 && size.lost > slip(usual.time * float(call.rows));
+        let to = if suspicion {
             // Much too slow: far more threads than there are cores left.
-            let far = size.seen() > 3.0 * size.means[rung - 1].time;
-            (if far { rung / 2 } else { rung - 1 }, size.seen(), true)
-        } else if let Some(to) = self.direction(size, rung, call.at) {
-            (to, usual.time, false)
+            let far = usual.full > 3.0 * size.means[rung - 1].full;
+            Some(if far { rung / 2 } else { rung - 1 })
         } else {
+            self.direction(size, rung, call.at)
+        };
+        let Some(to) = to else {
             return;
         };
-        self.sizes[index].look = Some(Look::new((rung, to), usual, call.rows, suspicion));
+        self.sizes[index].look = Some(Look {
+            suspicion,
+            ..Look::new((rung, to), self.ceiling, usual, call.rows)
+        });
     }
 
     /// Where to look when nothing is wrong.
     fn direction(&self, size: &Size, rung: usize, at: u64) -> Option<usize> {
         let up = rung + 1;
-        let has_up = up < self.ladder.len()
-            // Threads that wait for a core already would only wait for another one.
-            && (size.starved < STARVED || at >= size.last_up.saturating_add(RETRY.1));
+        let has_up = up < self.ladder.len();
         if has_up && rung == self.ceiling {
             return (at >= self.retry.until && at >= self.thrift[up]).then_some(up);
         }
@@ -250,21 +251,15 @@ impl Tuner {
     fn decide(&mut self, index: usize, look: &Look, progress: Progress, at: u64) {
         let (from, to) = (look.from, look.to);
         let up = to > from;
-        let won = progress == Progress::Done
-            && look.mean() <= look.usual * if up { BETTER } else { AS_GOOD };
+        let won = progress == Progress::Done && look.wins();
         if look.excess > 0.0 {
-            self.thrift[to] = self.thrift[to].max(at + PRICE * micros(look.excess));
+            let wait = (PRICE * micros(look.excess)).min(LONGEST);
+            self.thrift[to] = self.thrift[to].max(at + wait);
         }
         let size = &mut self.sizes[index];
-        size.means[to] = Mean {
-            time: look.mean(),
-            calls: SETTLED,
-        };
-        size.forget_loss();
+        size.means[to].look(look);
+        size.lost = 0.0;
         size.up_is_next = up == won;
-        if up {
-            size.last_up = at;
-        }
         match (up, won) {
             (true, true) => {
                 size.patience.shorten(at);
@@ -302,13 +297,8 @@ struct Size {
     look: Option<Look>,
     patience: Wait,
     up_is_next: bool,
-    last_up: u64,
-    /// Share of the time for which the calling thread, alone, had no core.
-    starved: f32,
-    /// Microseconds lost against the rung below since that began to grow, and the calls meanwhile.
+    /// Microseconds lost against the rung below since that began to grow.
     lost: f32,
-    seen_time: f32,
-    seen_rows: f32,
 }
 
 impl Default for Size {
@@ -320,11 +310,7 @@ impl Default for Size {
             look: None,
             patience: Wait::new(PATIENCE),
             up_is_next: true,
-            last_up: 0,
-            starved: 0.0,
             lost: 0.0,
-            seen_time: 0.0,
-            seen_rows: 0.0,
         }
     }
 }
@@ -333,60 +319,53 @@ impl Size {
     /// Learns from a call at the usual rung.
     fn settle(&mut self, rung: usize, call: &Call) {
         let (wall, rows) = (float(call.wall), float(call.rows));
-        self.means[rung].add(wall / rows);
-        if rung == 0 {
-            let waited = float(call.wall.saturating_sub(call.cpu)) / wall.max(1.0);
-            self.starved += (waited - self.starved) / STARVED_CALLS;
+        self.means[rung].add(wall, rows);
+        let Some(below) = rung.checked_sub(1).map(|below| self.means[below]) else {
             return;
-        }
-        let below = self.means[rung - 1];
+        };
         if below.calls == 0.0 {
             return;
         }
         let slip = slip(self.means[rung].time * rows);
-        let loss = wall - below.time * rows;
+        let loss = wall - below.full * rows;
         // One call alone says little, unless it is out of all bounds.
-        self.lost += if loss < 3.0 * slip {
+        let counted = if loss < 3.0 * slip {
             loss.min(0.6 * slip)
         } else {
             loss
         };
-        self.seen_time += wall;
-        self.seen_rows += rows;
-        if self.lost <= 0.0 {
-            self.forget_loss();
-        }
-    }
-
-    fn forget_loss(&mut self) {
-        self.lost = 0.0;
-        self.seen_time = 0.0;
-        self.seen_rows = 0.0;
-    }
-
-    /// Time per row since time is being lost.
-    fn seen(&self) -> f32 {
-        self.seen_time / self.seen_rows.max(1.0)
+        self.lost = (self.lost + counted).max(0.0);
     }
 }
 
-/// Time per row at a rung: an average that follows, and that one long call does not bend far.
+/// Time per row at a rung, averaged in two ways.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mean {
+    /// Follows quickly, and one long call does not bend it far: to compare some calls with some others.
     time: f32,
-    /// How many calls it stands for, at most `MEAN_CALLS`; 0 is unknown.
+    /// With all that calls have taken, over a longer time: to tell what it comes to in the end.
+    full: f32,
+    /// How many calls `time` stands for, at most `MEAN_CALLS`; 0 is unknown.
     calls: f32,
 }
 
 impl Mean {
-    fn add(&mut self, time: f32) {
-        let time = if self.calls == 0.0 {
-            time
-        } else {
-            time.min(self.time * CLIP)
-        };
+    fn add(&mut self, wall: f32, rows: f32) {
+        let time = wall / rows;
+        if self.calls == 0.0 {
+            (self.time, self.full) = (time, time);
+        }
         self.calls = (self.calls + 1.0).min(MEAN_CALLS);
-        self.time += (time - self.time) / self.calls;
+        self.time += (time.min(self.time * CLIP) - self.time) / self.calls;
+        let share = (self.time * rows / MEMORY).clamp(SHARE.0, SHARE.1);
+        self.full += (time - self.full) * share;
+    }
+
+    /// Learns from a look.
+    fn look(&mut self, look: &Look) {
+        self.time = look.clipped / look.rows;
+        self.full = look.time / look.rows;
+        self.calls = SETTLED;
     }
 }
 
@@ -403,30 +382,34 @@ enum Progress {
 struct Look {
     from: usize,
     to: usize,
+    /// The ceiling at that time.
+    ceiling: usize,
     suspicion: bool,
-    /// Time per row that it is compared with.
-    usual: f32,
+    /// What it is compared with.
+    usual: Mean,
     left: u64,
-    /// The first call is not compared, when there are enough others: threads are woken, caches filled.
-    skip: bool,
+    /// The first call is not compared: threads are woken, caches filled.
+    first: bool,
     time: f32,
+    clipped: f32,
     rows: f32,
     /// Microseconds more than usual, so far.
     excess: f32,
 }
 
 impl Look {
-    fn new((from, to): (usize, usize), usual: f32, rows: u32, suspicion: bool) -> Self {
-        let each = micros(usual * float(rows)).max(1);
-        let left = (LOOK / each).clamp(LOOK_CALLS.0, LOOK_CALLS.1);
+    fn new((from, to): (usize, usize), ceiling: usize, usual: Mean, rows: u32) -> Self {
+        let each = micros(usual.time * float(rows)).max(1);
         Self {
             from,
             to,
-            suspicion,
+            ceiling,
+            suspicion: false,
             usual,
-            left,
-            skip: left > LOOK_CALLS.0,
+            left: (LOOK / each).clamp(LOOK_CALLS.0, LOOK_CALLS.1),
+            first: true,
             time: 0.0,
+            clipped: 0.0,
             rows: 0.0,
             excess: 0.0,
         }
@@ -434,25 +417,33 @@ impl Look {
 
     fn add(&mut self, call: &Call) -> Progress {
         let (wall, rows) = (float(call.wall), float(call.rows));
-        let usual = self.usual * rows;
+        let usual = self.usual.time * rows;
         self.excess += wall - usual;
         self.left -= 1;
-        if !std::mem::take(&mut self.skip) {
+        let dear = self.to > self.from && self.excess > TOO_MUCH.max(2.0 * usual);
+        if !std::mem::take(&mut self.first) || dear {
             self.time += wall;
+            self.clipped += wall.min(usual * CLIP);
             self.rows += rows;
         }
-        if self.to > self.from && self.excess > (2.0 * usual).max(TOO_MUCH) {
-            return Progress::Bad;
-        }
-        if self.left == 0 {
+        if dear {
+            Progress::Bad
+        } else if self.left == 0 {
             Progress::Done
         } else {
             Progress::Going
         }
     }
 
-    fn mean(&self) -> f32 {
-        self.time / self.rows.max(1.0)
+    /// Whether the calls were better than usual: clearly with more threads, hardly worse with fewer.
+    fn wins(&self) -> bool {
+        if self.suspicion {
+            self.time <= self.usual.full * self.rows * AS_GOOD
+        } else if self.to > self.from {
+            self.clipped <= self.usual.time * self.rows * BETTER
+        } else {
+            self.clipped <= self.usual.time * self.rows * AS_GOOD
+        }
     }
 }
 

@@ -1,4 +1,10 @@
 //! The governor on simulated machines.
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "simulated times, of which three digits count"
+)]
 
 use proptest::prelude::*;
 
@@ -102,11 +108,6 @@ impl Run {
             noise *= 4.0;
         }
         let wall = self.machine.time(threads, rows, self.busy) * noise;
-        let cpu = if self.busy >= self.machine.cores {
-            wall / 2.0
-        } else {
-            wall
-        };
         self.now += wall as u64 + 30;
         self.taken += wall;
         self.needed += self
@@ -118,7 +119,6 @@ impl Run {
             rows,
             at: self.now,
             wall: wall as u64,
-            cpu: cpu as u64,
         });
         self.last = threads;
         threads
@@ -132,6 +132,13 @@ impl Run {
             self.call(rows);
         }
         self.taken / self.needed - 1.0
+    }
+
+    /// The threads of most of the next calls.
+    fn usual(&mut self, rows: u32) -> u32 {
+        let mut threads: Vec<_> = (0..201).map(|_| self.call(rows)).collect();
+        threads.sort_unstable();
+        threads[100]
     }
 
     /// The share of the next calls that have this many threads.
@@ -166,23 +173,22 @@ fn a_fixed_number_stays() {
     for at in 0..1000 {
         assert_eq!(governor.threads(Phase::Decode, 4), 3);
         assert_eq!(governor.threads(Phase::Prefill, 128), 5);
-        let (wall, cpu) = (1 + at * 977 % 5000, 1);
+        let wall = 1 + at * 977 % 5000;
         governor.observe(&Call {
             phase: Phase::Decode,
             rows: 4,
             at: at * 10_000,
             wall,
-            cpu,
         });
     }
 }
 
 #[test]
-fn two_threads_are_taken_within_ten_calls_where_they_pay() {
+fn two_threads_are_taken_at_once_where_they_pay() {
     for rows in [1, 8, 32] {
         let mut run = Run::new(DEMO, 2);
         run.spend(60_000, rows);
-        assert!(run.share(2, rows) > 0.95, "{rows} rows");
+        assert!(run.share(2, rows) > 0.9, "{rows} rows");
     }
 }
 
@@ -222,7 +228,7 @@ fn what_one_size_found_about_the_machine_holds_for_the_others() {
         run.spend(500_000, rows);
     }
     run.busy = 1;
-    run.spend(500_000, 8);
+    run.spend(1_000_000, 8);
     for rows in [1, 4, 16, 32] {
         assert_eq!(run.call(rows), 1, "{rows} rows");
     }
@@ -273,14 +279,14 @@ fn many_cores_are_given_back_too() {
     };
     let mut run = Run::new(machine, 16);
     run.spend(5_000_000, 8);
-    assert!(run.last >= 12, "{}", run.last);
+    assert!(run.usual(8) >= 12);
     run.busy = 12;
     run.spend(1_000_000, 8);
     run.spend(10_000_000, 8);
-    assert!((2..=4).contains(&run.last), "{}", run.last);
+    assert!((2..=4).contains(&run.usual(8)));
     run.busy = 0;
-    run.spend(30_000_000, 8);
-    assert!(run.last >= 12, "{}", run.last);
+    run.spend(40_000_000, 8);
+    assert!(run.usual(8) >= 12);
 }
 
 #[test]
