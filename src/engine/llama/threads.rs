@@ -272,7 +272,7 @@ impl Tuner {
                 }
             }
             (true, false) if from == self.ceiling => self.retry.lengthen(at),
-            (false, true) if look.suspicion => {
+            (false, true) if look.suspicion || look.wins_by_far() => {
                 // Not this size's doing: the core is somebody else's for now.
                 size.means[from].calls = 0.0;
                 self.ceiling = to;
@@ -444,6 +444,11 @@ impl Look {
         } else {
             self.clipped <= self.usual.time * self.rows * AS_GOOD
         }
+    }
+
+    /// Whether the threads that were left out did harm, which they do where somebody else computes.
+    fn wins_by_far(&self) -> bool {
+        self.clipped * 1.5 < self.usual.time * self.rows
     }
 }
 
