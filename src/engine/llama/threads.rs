@@ -500,7 +500,7 @@ fn size_of_call(rows: u32) -> usize {
     let rows = rows.max(1);
     let power = rows.ilog2();
     let half = (rows << 1 >> power) & 1;
-    (2 * power + half).min(SIZES as u32 - 1) as usize
+    ((2 * power + half) as usize).min(SIZES - 1)
 }
 
 #[expect(
