@@ -53,7 +53,8 @@ pub trait Engine: Send + Sync {
 
 /// A request under way.
 pub struct Started {
-    /// Prompt tokens, and how many of them were cached.
+    /// Prompt tokens. Which of them were cached is known when a sequence is admitted; its source
+    /// tells ([`crate::generation::Burst::cached`]).
     pub usage: Usage,
     /// One per choice, in order.
     pub sources: Vec<Box<dyn Source>>,

@@ -48,6 +48,21 @@ impl fmt::Display for RequestId {
 pub struct Caller {
     /// The peer's address, where the transport has one.
     pub address: Option<IpAddr>,
+    /// Who the caller has proved to be. Callers with different identities share no cached prefix;
+    /// those without one share theirs.
+    pub identity: Option<Arc<str>>,
+}
+
+/// How urgent a request is, relative to others that wait for the same model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Takes what others leave; may be set aside for them.
+    Background,
+    /// As most.
+    #[default]
+    Normal,
+    /// Somebody is waiting for it.
+    Interactive,
 }
 
 /// Who speaks in a chat message, as the template is told.
@@ -97,11 +112,31 @@ pub struct Request {
     pub sampling: Sampling,
     /// Log-probabilities wanted: `Some(k)` reports each token's and the `k` likeliest.
     pub logprobs: Option<u8>,
+    /// How urgent it is.
+    pub class: Class,
     /// How long the caller is willing to wait; absent fields take the server's.
     pub deadlines: Deadlines,
 }
 
 impl Request {
+    /// One choice of one input for nobody in particular, with the defaults of the default model.
+    #[must_use]
+    pub fn new(input: Input) -> Self {
+        Self {
+            id: RequestId::random(),
+            caller: Caller::default(),
+            model: String::new(),
+            inputs: vec![input],
+            n: 1,
+            max_tokens: None,
+            stop: Vec::new(),
+            sampling: Sampling::default(),
+            logprobs: None,
+            class: Class::default(),
+            deadlines: Deadlines::default(),
+        }
+    }
+
     /// Choices in all.
     #[must_use]
     pub fn choices(&self) -> usize {

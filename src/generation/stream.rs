@@ -42,7 +42,7 @@ pub struct Opening {
     pub id: RequestId,
     /// When the request was accepted ([`clock::task_micros`]).
     pub accepted_at: u64,
-    /// Tokens of the prompt(s), and how many of them were cached.
+    /// Tokens of the prompt(s). Those that were cached are counted as the sources tell of them.
     pub usage: Usage,
     /// Bounds on time. `queue` is the engine's business and ignored here.
     pub deadlines: Deadlines,
@@ -93,6 +93,7 @@ impl TokenStream {
             first_at: AtomicU64::new(0),
             last_at: AtomicU64::new(0),
             tokens: AtomicU32::new(0),
+            cached: AtomicU32::new(opening.usage.cached_tokens),
             max_gap: AtomicU32::new(0),
             ledger: Mutex::new(Some(Ledger {
                 recorder: opening.recorder.clone(),
@@ -122,10 +123,7 @@ impl TokenStream {
     /// Tokens so far.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        Usage {
-            completion_tokens: self.shared.tokens.load(Relaxed),
-            ..self.shared.usage
-        }
+        self.shared.usage()
     }
 
     /// Replaces the contents of `burst` by what is ready. `Ready(false)` means that the stream is
@@ -218,6 +216,9 @@ impl TokenStream {
 
     fn count(&mut self, burst: &Burst) {
         let shared = &self.shared;
+        if burst.cached > 0 {
+            shared.cached.fetch_add(burst.cached, Relaxed);
+        }
         let Some(&(_, last)) = burst.times.last() else {
             return;
         };
@@ -297,11 +298,20 @@ pub(super) struct Shared {
     first_at: AtomicU64,
     last_at: AtomicU64,
     tokens: AtomicU32,
+    cached: AtomicU32,
     max_gap: AtomicU32,
     ledger: Mutex<Option<Ledger>>,
 }
 
 impl Shared {
+    fn usage(&self) -> Usage {
+        Usage {
+            completion_tokens: self.tokens.load(Relaxed),
+            cached_tokens: self.cached.load(Relaxed),
+            ..self.usage
+        }
+    }
+
     /// The failure that is due at `now`, if any.
     pub(super) fn overdue(&self, now: u64) -> Option<Failure> {
         let since = |at: u64| Duration::from_micros(now.saturating_sub(at));
@@ -354,10 +364,7 @@ impl Shared {
         let record = Record {
             outcome,
             finish: finish.filter(|_| outcome == Outcome::Ok),
-            usage: Usage {
-                completion_tokens: self.tokens.load(Relaxed),
-                ..self.usage
-            },
+            usage: self.usage(),
             time_to_first_token: (first != 0)
                 .then(|| Duration::from_micros(first.saturating_sub(self.accepted_at))),
             duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),

@@ -7,9 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::engine::{Engine, Loading, Plan};
-use crate::generation::{
-    Burst, Caller, Deadlines, Event, Failure, Input, Kind, Request, RequestId, Sampling, chain,
-};
+use crate::generation::{Burst, Event, Failure, Input, Kind, Request, Sampling, chain};
 use crate::telemetry::{Metrics, ModelMetrics};
 
 /// How long a one-token generation may take before a model counts as broken.
@@ -250,19 +248,12 @@ async fn load(entry: &Entry, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engin
 /// Generates one real token.
 async fn probe(engine: &dyn Engine) -> Result<(), Failure> {
     let request = Request {
-        id: RequestId::random(),
-        caller: Caller::default(),
-        model: String::new(),
-        inputs: vec![Input::Text("Hello".into())],
-        n: 1,
         max_tokens: Some(1),
-        stop: Vec::new(),
         sampling: Sampling {
             temperature: Some(0.0),
             ..Sampling::default()
         },
-        logprobs: None,
-        deadlines: Deadlines::default(),
+        ..Request::new(Input::Text("Hello".into()))
     };
     let mut started = engine.start(&request).await?;
     let Some(source) = started.sources.first_mut() else {

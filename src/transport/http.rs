@@ -382,6 +382,7 @@ pub(super) async fn read_counted<T>(
                     .extensions
                     .get::<ConnectInfo<SocketAddr>>()
                     .map(|peer| peer.0.ip()),
+                identity: None,
             },
             accept: &accept,
             deadlines: deadlines(&parts.headers)?,

@@ -21,6 +21,7 @@ pub(super) fn head(accept: &str) -> Head<'_> {
         id: RequestId::parse("r\"1").unwrap(),
         caller: Caller {
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            identity: None,
         },
         accept,
         deadlines: Deadlines::default(),

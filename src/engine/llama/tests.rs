@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::config::{KvLayout, Process};
-use crate::generation::{Burst, Caller, Deadlines, Event, RequestId};
+use crate::generation::{Burst, Event};
 use crate::telemetry::Metrics;
 
 fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
@@ -29,19 +29,11 @@ fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
 
 fn request(input: Input) -> Request {
     Request {
-        id: RequestId::random(),
-        caller: Caller::default(),
-        model: String::new(),
-        inputs: vec![input],
-        n: 1,
-        max_tokens: None,
-        stop: Vec::new(),
         sampling: Sampling {
             ignore_eos: Some(true),
             ..Sampling::default()
         },
-        logprobs: None,
-        deadlines: Deadlines::default(),
+        ..Request::new(input)
     }
 }
 

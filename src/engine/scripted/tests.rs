@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::generation::{
-    Caller, Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, Sampling, TokenStream,
-    Watch,
+    Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, TokenStream, Watch,
 };
 use std::sync::Mutex;
 use std::task::Waker;
@@ -21,16 +20,9 @@ impl Recorder for Ledger {
 
 fn request(model: &str, n: u32) -> Request {
     Request {
-        id: RequestId::random(),
-        caller: Caller::default(),
         model: model.into(),
-        inputs: vec![Input::Text("hello".into())],
         n,
-        max_tokens: None,
-        stop: Vec::new(),
-        sampling: Sampling::default(),
-        logprobs: None,
-        deadlines: Deadlines::default(),
+        ..Request::new(Input::Text("hello".into()))
     }
 }
 

@@ -70,6 +70,7 @@ pub(super) struct Body {
     pub(super) logit_bias: Option<Biases>,
     pub(super) seed: Option<Seed>,
     pub(super) ignore_eos: Option<bool>,
+    pub(super) service_tier: Option<String>,
     // Refused when they ask for anything: silence would be an answer that breaks a promise.
     pub(super) tools: Option<Unserved>,
     pub(super) tool_choice: Option<Unserved>,
@@ -202,6 +203,7 @@ fn finish(
             stop: fields::stops(body.stop)?,
             sampling,
             logprobs,
+            class: fields::class(body.service_tier.as_deref())?,
             deadlines: head.deadlines,
         },
         stream: body.stream,

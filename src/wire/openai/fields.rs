@@ -9,7 +9,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use super::super::read::{OneOrMany, Unserved, list};
 use super::body::Body;
 use crate::generation::ranges::{self, MAX_BIASES, MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_WINDOW};
-use crate::generation::{Dry, Failure, Input, Mirostat, Sampling, Xtc};
+use crate::generation::{Class, Dry, Failure, Input, Mirostat, Sampling, Xtc};
 
 /// Most stop strings of one request.
 pub const MAX_STOPS: usize = 16;
@@ -229,6 +229,20 @@ pub(super) fn unserved(body: &Body) -> Result<(), Failure> {
     match asked.iter().find(|(_, asked)| *asked) {
         Some(&(name, _)) => Err(not_served(name.to_owned())),
         None => Ok(()),
+    }
+}
+
+/// How urgent OpenAI's `service_tier` makes a request: `flex` takes what others leave, `priority` goes
+/// first.
+pub(super) fn class(tier: Option<&str>) -> Result<Class, Failure> {
+    match tier {
+        None | Some("auto" | "default") => Ok(Class::Normal),
+        Some("flex") => Ok(Class::Background),
+        Some("priority") => Ok(Class::Interactive),
+        Some(_) => Err(Failure::invalid(
+            "service_tier",
+            "service_tier must be \"auto\", \"default\", \"flex\" or \"priority\".",
+        )),
     }
 }
 
