@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::generation::ranges::OutOfRange;
+use crate::generation::ranges::{ADAPTER_SCALE, OutOfRange};
 use crate::generation::{Kind, Sampling};
 
 /// Most threads that ggml takes (its `GGML_MAX_N_THREADS`).
@@ -39,15 +39,15 @@ pub enum Backing {
     Scripted(Box<Script>),
 }
 
-/// A model's name: 1 to 64 of `a-z A-Z 0-9 . _ -`, with `/` allowed inside.
+/// The name of a model or an adapter: 1 to 64 of `a-z A-Z 0-9 . _ -`, with `/` allowed inside.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ModelName(String);
 
-/// Why a text is no model name.
+/// Why a text is no name.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is no model name; write 1 to 64 letters, digits, '.', '_' or '-', with '/' only inside"
+    "{0:?} is no name for a model or an adapter; write 1 to 64 letters, digits, '.', '_' or '-', with '/' only inside"
 )]
 pub struct ModelNameError(String);
 
@@ -145,6 +145,21 @@ pub struct Settings {
     pub chat_template: Option<PathBuf>,
     /// What a request does not say about sampling.
     pub sampling: Sampling,
+    /// `LoRA` adapters that requests may choose; more are added while serving.
+    pub adapters: Vec<Adapter>,
+}
+
+/// One entry of `[[models.adapters]]`: a `LoRA` adapter.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    /// Its name in requests, behind the model's and a colon.
+    pub name: ModelName,
+    /// A GGUF file made for this model; a relative path starts in the working directory.
+    pub path: PathBuf,
+    /// How many times what it was trained to add is added, unless a request says; -100..=100.
+    #[serde(default = "once", deserialize_with = "adapter_scale")]
+    pub scale: f32,
 }
 
 impl Default for Settings {
@@ -173,6 +188,7 @@ impl Default for Settings {
             main_gpu: 0,
             chat_template: None,
             sampling: Sampling::default(),
+            adapters: Vec::new(),
         }
     }
 }
@@ -277,6 +293,9 @@ pub enum ModelError {
         /// What was written.
         value: u16,
     },
+    /// Names are told apart.
+    #[error("there are two adapters named {0}")]
+    TwoAdapters(ModelName),
     /// A part of a script that is larger than anybody needs and than clocks and buffers bear.
     #[error("the script's `{key}` is too large; at most {most}")]
     ScriptBound {
@@ -333,6 +352,11 @@ impl Settings {
                 && value > MAX_THREADS
             {
                 return Err(ModelError::TooManyThreads { key, value });
+            }
+        }
+        for (at, adapter) in self.adapters.iter().enumerate() {
+            if self.adapters[..at].iter().any(|a| a.name == adapter.name) {
+                return Err(ModelError::TwoAdapters(adapter.name.clone()));
             }
         }
         Ok(self.sampling.check()?)
@@ -512,6 +536,21 @@ impl From<FailKind> for Kind {
             FailKind::NotReady => Self::NotReady,
         }
     }
+}
+
+fn once() -> f32 {
+    1.0
+}
+
+fn adapter_scale<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let scale = f32::deserialize(deserializer)?;
+    if !ADAPTER_SCALE.contains(&scale) {
+        let (least, most) = ADAPTER_SCALE.into_inner();
+        return Err(D::Error::custom(format_args!(
+            "{scale} is out of range; must be between {least} and {most}"
+        )));
+    }
+    Ok(scale)
 }
 
 /// A number between two bounds, both included.

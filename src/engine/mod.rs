@@ -9,6 +9,7 @@ mod ring;
 pub mod scripted;
 mod text;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
@@ -41,6 +42,27 @@ pub trait Engine: Send + Sync {
     /// `Invalid` for an id outside the vocabulary.
     fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>>;
 
+    /// The adapters that requests may name, oldest first.
+    fn adapters(&self) -> Vec<AdapterCard> {
+        Vec::new()
+    }
+
+    /// Loads an adapter for the requests to come. Streams go on meanwhile.
+    ///
+    /// # Errors
+    /// `Invalid` says what is wrong with the file, or that the name is taken.
+    fn add_adapter(&self, _: config::Adapter) -> BoxFuture<'_, Result<AdapterCard, Failure>> {
+        Box::pin(std::future::ready(Err(no_adapters())))
+    }
+
+    /// Takes an adapter from the requests to come; those that began with it end with it.
+    ///
+    /// # Errors
+    /// `NotFound` names the adapters that there are.
+    fn remove_adapter(&self, _name: &str) -> Result<AdapterCard, Failure> {
+        Err(no_adapters())
+    }
+
     /// False once the engine has ended although nobody stopped it: it will never answer again.
     fn is_alive(&self) -> bool;
 
@@ -49,6 +71,10 @@ pub trait Engine: Send + Sync {
 
     /// Stops taking work, fails what is left with `Draining`, and waits for the threads to end.
     fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+fn no_adapters() -> Failure {
+    Failure::invalid("lora", "This model takes no adapters.")
 }
 
 /// A request under way.
@@ -86,6 +112,44 @@ pub struct Card {
     pub parameters: Option<u64>,
     /// Size of the weights in bytes, when known.
     pub bytes: Option<u64>,
+    /// The model that this is an adapter of, if it is one.
+    pub parent: Option<Arc<str>>,
+}
+
+impl Card {
+    /// The model with one of its adapters, as a model of its own.
+    #[must_use]
+    pub fn with_adapter(&self, adapter: &AdapterCard) -> Self {
+        Self {
+            name: format!("{}:{}", self.name, adapter.name).into(),
+            created: adapter.created,
+            parent: Some(self.name.clone()),
+            ..self.clone()
+        }
+    }
+}
+
+/// What is fixed about a loaded adapter.
+#[derive(Clone, Debug)]
+pub struct AdapterCard {
+    /// Its number among the model's; never given twice.
+    pub id: u32,
+    /// Its name in requests, behind the model's and a colon.
+    pub name: Arc<str>,
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// Its scale where a request gives none.
+    pub scale: f32,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+    /// The largest rank among its matrices.
+    pub rank: u64,
+    /// How many of the model's matrices it changes.
+    pub matrices: usize,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of its contents, in hexadecimal digits.
+    pub hash: Arc<str>,
 }
 
 /// A model's moving figures.

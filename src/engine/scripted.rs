@@ -68,6 +68,7 @@ impl ScriptedEngine {
                 context_trained: None,
                 parameters: None,
                 bytes: None,
+                parent: None,
             },
             script,
             ring: u32::try_from(ring).unwrap_or(u32::MAX),
@@ -85,6 +86,9 @@ impl ScriptedEngine {
                 "logprobs",
                 "A scripted model has no log-probabilities.",
             ));
+        }
+        if !request.adapters.is_empty() {
+            return Err(super::no_adapters());
         }
         let mut prompt_tokens = 0u32;
         for input in &request.inputs {

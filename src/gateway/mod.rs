@@ -142,11 +142,17 @@ impl Gateway {
         self.watch.cancel(id, &failure)
     }
 
-    /// The models that can be used now.
+    /// The models that can be used now, each with its adapters behind it.
     #[must_use]
     pub fn models(&self) -> Vec<Card> {
-        let engines = self.registry.ready();
-        engines.iter().map(|engine| engine.card().clone()).collect()
+        let mut cards = Vec::new();
+        for engine in self.registry.ready() {
+            let card = engine.card();
+            let adapters = engine.adapters();
+            cards.push(card.clone());
+            cards.extend(adapters.iter().map(|adapter| card.with_adapter(adapter)));
+        }
+        cards
     }
 
     /// The name under which a request for `model` is served; empty means the default model.

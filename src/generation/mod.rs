@@ -25,8 +25,8 @@ pub use burst::{Burst, Event, Scored, TokenLogprob};
 pub use failure::{Failure, Kind, chain};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
 pub use request::{
-    Caller, Class, Deadlines, Dry, Input, Message, Mirostat, Request, RequestId, Role, Sampling,
-    Xtc,
+    AdapterRef, Caller, Class, Deadlines, Dry, Input, Message, Mirostat, Request, RequestId, Role,
+    Sampling, UseAdapter, Xtc,
 };
 pub use stream::{Cancel, Opening, Permit, Source, TokenStream};
 pub use watch::{Watch, WatchGuard};

@@ -112,6 +112,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Log-probabilities wanted: `Some(k)` reports each token's and the `k` likeliest.
     pub logprobs: Option<u8>,
+    /// Adapters to compute with, beside the one that `model` may name.
+    pub adapters: Vec<UseAdapter>,
     /// How urgent it is.
     pub class: Class,
     /// How long the caller is willing to wait; absent fields take the server's.
@@ -132,6 +134,7 @@ impl Request {
             stop: Vec::new(),
             sampling: Sampling::default(),
             logprobs: None,
+            adapters: Vec::new(),
             class: Class::default(),
             deadlines: Deadlines::default(),
         }
@@ -142,6 +145,24 @@ impl Request {
     pub fn choices(&self) -> usize {
         self.inputs.len() * self.n as usize
     }
+}
+
+/// One adapter as a request asks for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UseAdapter {
+    /// Which one.
+    pub adapter: AdapterRef,
+    /// How strongly it changes the model; absent takes the adapter's own.
+    pub scale: Option<f32>,
+}
+
+/// How a request says which adapter it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdapterRef {
+    /// By its name.
+    Name(String),
+    /// By the number under which the model lists it.
+    Id(u32),
 }
 
 /// How long each part of a request may take. `None` means no bound (or, in a request, the server's).

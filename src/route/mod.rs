@@ -79,7 +79,7 @@ impl Registry {
     }
 
     /// The engine that serves `name`; the default model's if `name` is empty. What follows a `?` in
-    /// the name of a scripted model is for the engine.
+    /// the name of a scripted model, or a `:` in another's (an adapter), is for the engine.
     ///
     /// # Errors
     /// `NotFound` names the models that there are; `NotReady` while the model loads, if that failed, or
@@ -169,6 +169,9 @@ impl Registry {
                 .find(|entry| entry.plan.name() == wanted)
         };
         is(name).or_else(|| {
+            if let Some((base, _)) = name.split_once(':') {
+                return is(base).filter(|entry| !entry.plan.is_scripted());
+            }
             let (base, _) = name.split_once('?')?;
             is(base).filter(|entry| entry.plan.is_scripted())
         })

@@ -233,6 +233,7 @@ pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
         vocabulary: card.vocabulary,
         parameters: card.parameters,
         bytes: card.bytes,
+        parent: card.parent.as_deref(),
     }
 }
 

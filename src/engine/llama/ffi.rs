@@ -1,4 +1,5 @@
-//! Where Rust meets llama.cpp: a context, its batch and its thread pool, over `llama-cpp-sys-2`.
+//! Where Rust meets llama.cpp: a context, its batch, its thread pool and adapters, over
+//! `llama-cpp-sys-2`.
 //!
 //! `llama-cpp-2`'s safe API carries the backend, the model and the vocabulary. Its context cannot
 //! carry an engine: no thread pool, no abort flag, and a borrow of the model that rules out owning
@@ -10,14 +11,18 @@
 )]
 
 use std::cell::RefCell;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use llama_cpp_2::llama_backend::{LlamaBackend, NumaStrategy};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
+
+use super::adapters::AdapterSet;
 
 /// What llama.cpp could not do.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +33,9 @@ pub(super) enum LlamaError {
     /// The context could not be made.
     #[error("llama.cpp could not create a context{}", after_colon(.0))]
     Context(Vec<String>),
+    /// The adapter could not be loaded.
+    #[error("llama.cpp could not load the adapter{}", after_colon(.0))]
+    Adapter(Vec<String>),
     /// The thread pool could not be made.
     #[error("llama.cpp could not start {0} threads")]
     Threads(u32),
@@ -169,6 +177,11 @@ pub(super) struct Context {
     sequences: u32,
     seq_pointers: Vec<*mut sys::llama_seq_id>,
     one: Vec<i32>,
+    gate: Gate,
+    /// What the next call computes with.
+    adapters: Option<Arc<AdapterSet>>,
+    /// Sets that the graph of the last call may still point to.
+    replaced: Vec<Option<Arc<AdapterSet>>>,
 }
 
 impl Context {
@@ -201,12 +214,12 @@ impl Context {
         raw_params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast();
 
         take_errors();
-        // SAFETY: `LlamaModel` is `repr(transparent)` over a non-null `llama_model` pointer (checked
-        // by the size assertion below, and the crate's version is pinned).
-        let model_pointer = unsafe { Arc::as_ptr(&model).cast::<*mut sys::llama_model>().read() };
+        let gate = Gate::of(&model);
+        let turn = gate.pass();
         // SAFETY: a live model, which outlives the context because `Self` holds the `Arc`; the abort
         // flag that the parameters point to does too.
-        let raw = unsafe { sys::llama_init_from_model(model_pointer, raw_params) };
+        let raw = unsafe { sys::llama_init_from_model(model_pointer(&model), raw_params) };
+        drop(turn);
         let raw = NonNull::new(raw).ok_or_else(|| LlamaError::Context(take_errors()))?;
         // SAFETY: a live context. It takes less than was asked for when its cells are fewer.
         let max_rows = unsafe { sys::llama_n_batch(raw.as_ptr()) }.min(params.batch);
@@ -222,6 +235,9 @@ impl Context {
             sequences: params.sequences,
             seq_pointers: Vec::with_capacity(max_rows as usize),
             one: vec![1; max_rows as usize],
+            gate,
+            adapters: None,
+            replaced: Vec::new(),
         };
         if context.memory.is_null() {
             return Err(LlamaError::Context(vec![
@@ -288,11 +304,17 @@ impl Context {
             seq_id: self.seq_pointers.as_mut_ptr(),
             logits: batch.outputs.as_mut_ptr(),
         };
+        // After a change of adapters the call begins by planning its graph anew.
+        let turn = (!self.replaced.is_empty()).then(|| self.gate.pass());
         // SAFETY: all arrays have `rows` entries (`Batch::push` keeps them equal, `one` has
         // `max_rows`), live through the call and are not kept by llama.cpp. Ids were checked above.
         let status = unsafe { sys::llama_decode(self.raw.as_ptr(), raw) };
+        drop(turn);
         match status {
-            0 => Ok(()),
+            0 => {
+                self.replaced.clear();
+                Ok(())
+            }
             1 => Err(LlamaError::NoRoom),
             2 => Err(LlamaError::Aborted),
             status => Err(LlamaError::Decode {
@@ -316,6 +338,30 @@ impl Context {
         Some(unsafe { std::slice::from_raw_parts(first, self.vocabulary) })
     }
 
+    /// Sets what the calls from now on compute with; free of charge where nothing changes. A change
+    /// makes the next call plan its graph anew.
+    pub(super) fn set_adapters(&mut self, set: Option<&Arc<AdapterSet>>) {
+        if self.adapters.as_ref().map(Arc::as_ptr) == set.map(Arc::as_ptr) {
+            return;
+        }
+        let items = set.map_or(&[][..], |set| set.items());
+        let mut raw: Vec<_> = items.iter().map(|(a, _)| a.raw.as_ptr()).collect();
+        let mut scales: Vec<_> = items.iter().map(|&(_, scale)| scale).collect();
+        // SAFETY: a live context; both arrays have as many entries as are said, and are read during
+        // the call only. The adapters are of this context's model (`AdapterSet` is made by the shelf
+        // of one model) and live on in `self.adapters` until after they are replaced.
+        unsafe {
+            sys::llama_set_adapters_lora(
+                self.raw.as_ptr(),
+                raw.as_mut_ptr(),
+                raw.len(),
+                scales.as_mut_ptr(),
+            );
+        }
+        let replaced = std::mem::replace(&mut self.adapters, set.cloned());
+        self.replaced.push(replaced);
+    }
+
     /// Forgets everything of a sequence.
     pub(super) fn forget(&mut self, sequence: u32) {
         if sequence < self.sequences {
@@ -332,12 +378,96 @@ impl Drop for Context {
         // SAFETY: the context is freed once, here, before the pool, the flag and the model that it
         // points to: fields are dropped after this body.
         unsafe { sys::llama_free(self.raw.as_ptr()) }
-        let _ = (&self.pool, &self.model, &self.abort);
+        let _ = (&self.pool, &self.model, &self.abort, &self.adapters);
     }
 }
 
-// `Context::new` reads the model pointer out of `LlamaModel`.
+fn model_pointer(model: &LlamaModel) -> *mut sys::llama_model {
+    // SAFETY: `LlamaModel` is `repr(transparent)` over a non-null `llama_model` pointer (checked by
+    // the size assertion below, and the crate's version is pinned).
+    unsafe {
+        std::ptr::from_ref(model)
+            .cast::<*mut sys::llama_model>()
+            .read()
+    }
+}
+
+// `model_pointer` reads the pointer out of `LlamaModel`.
 const _: () = assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>());
+
+/// Who may touch a model's list of adapters now, one gate for each model.
+///
+/// The list is inside of llama.cpp's model and nothing guards it there. An adapter enters it when it
+/// is loaded and leaves it when it is freed; a context reads it when it plans a graph, which is when
+/// it is made and in the first call after a change of its adapters. All these pass here; other calls
+/// do not, so that loading an adapter holds up no stream that keeps its own.
+#[derive(Clone)]
+struct Gate(Arc<Mutex<()>>);
+
+impl Gate {
+    fn of(model: &LlamaModel) -> Self {
+        static GATES: Mutex<Vec<(usize, Weak<Mutex<()>>)>> = Mutex::new(Vec::new());
+        let address = model_pointer(model).addr();
+        let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|(_, gate)| gate.strong_count() > 0);
+        let known = gates.iter().find(|(of, _)| *of == address);
+        if let Some(gate) = known.and_then(|(_, gate)| gate.upgrade()) {
+            return Self(gate);
+        }
+        let gate = Arc::default();
+        gates.push((address, Arc::downgrade(&gate)));
+        Self(gate)
+    }
+
+    fn pass(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A `LoRA` adapter in memory, for one model.
+pub(super) struct Adapter {
+    raw: NonNull<sys::llama_adapter_lora>,
+    gate: Gate,
+    // Dropped after `raw` (see `Drop`): freeing an adapter takes it off its model's list.
+    model: Arc<LlamaModel>,
+}
+
+// SAFETY: once loaded, an adapter is only read: by the thread of the context that computes with it.
+// It is loaded and freed under its model's gate, on whatever thread.
+unsafe impl Send for Adapter {}
+// SAFETY: as above; `&Adapter` gives nothing but the pointer.
+unsafe impl Sync for Adapter {}
+
+impl Adapter {
+    /// Reads an adapter that was checked against `model`. Others may decode meanwhile.
+    pub(super) fn load(model: &Arc<LlamaModel>, path: &Path) -> Result<Self, LlamaError> {
+        let path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| LlamaError::Bounds("a path has a zero byte in it"))?;
+        let gate = Gate::of(model);
+        take_errors();
+        let turn = gate.pass();
+        // SAFETY: a live model and a NUL-terminated path, which is not kept.
+        let raw = unsafe { sys::llama_adapter_lora_init(model_pointer(model), path.as_ptr()) };
+        drop(turn);
+        let raw = NonNull::new(raw).ok_or_else(|| LlamaError::Adapter(take_errors()))?;
+        Ok(Self {
+            raw,
+            gate,
+            model: model.clone(),
+        })
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        let turn = self.gate.pass();
+        // SAFETY: freed once, here, while its model lives. No context computes with it: each holds
+        // the sets that its graph points to.
+        unsafe { sys::llama_adapter_lora_free(self.raw.as_ptr()) }
+        drop(turn);
+        let _ = &self.model;
+    }
+}
 
 /// Asked by ggml between two nodes of the graph.
 unsafe extern "C" fn asks_to_abort(flag: *mut c_void) -> bool {

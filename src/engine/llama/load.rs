@@ -1,7 +1,7 @@
 //! From a GGUF to a running engine: check, map, size, start.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
@@ -11,6 +11,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_sys_2 as sys;
 
+use super::adapters::{self, AdapterError, Adapters};
 use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
 use super::gguf::{self, GgufError, Summary};
 use super::template::ChatTemplate;
@@ -75,6 +76,14 @@ pub enum LoadError {
     /// The process is to end.
     #[error("loading was stopped")]
     Stopped,
+    /// One of the model's adapters cannot be used.
+    #[error("adapter {name}: {source}")]
+    Adapter {
+        /// Which one.
+        name: String,
+        /// Why.
+        source: AdapterError,
+    },
     /// The model's chat template does not parse.
     #[error("the chat template does not parse: {0}")]
     Template(minijinja::Error),
@@ -108,6 +117,11 @@ pub(super) fn load(
         summary.chat_template.as_deref(),
         &vocabulary,
     )?;
+    let adapters = Adapters::new(model.clone(), summary.base);
+    for adapter in &settings.adapters {
+        let added = adapters.add(adapter);
+        added.map_err(|source| unusable(adapter, source))?;
+    }
     let params = context_params(settings, &model);
     let running = start(name, settings, &params, &model, &vocabulary, metrics)?;
     tracing::info!(
@@ -139,6 +153,7 @@ pub(super) fn load(
         kv_capacity: params.cells,
         places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
+        adapters: Arc::new(adapters),
         shared: Arc::new(Shared {
             card: Card {
                 name: name.into(),
@@ -148,6 +163,7 @@ pub(super) fn load(
                 context_trained: Some(model.n_ctx_train()),
                 parameters: Some(model.n_params()),
                 bytes: Some(model.size()),
+                parent: None,
             },
             sampling: settings.sampling.clone(),
             breakers: Mutex::new(None),
@@ -181,7 +197,18 @@ pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError>
     let configured = configured_template(settings)?;
     let source = configured.as_deref().or(summary.chat_template.as_deref());
     ChatTemplate::new(source, "", "").map_err(LoadError::Template)?;
+    for adapter in &settings.adapters {
+        let fits = adapters::inspect(&adapter.path, &summary.base);
+        fits.map_err(|source| unusable(adapter, source))?;
+    }
     Ok(())
+}
+
+fn unusable(adapter: &config::Adapter, source: AdapterError) -> LoadError {
+    LoadError::Adapter {
+        name: adapter.name.to_string(),
+        source,
+    }
 }
 
 /// Checks a GGUF and lets llama.cpp map it.
@@ -325,18 +352,18 @@ fn start(
 fn open(weights: &Weights) -> io::Result<File> {
     match weights {
         Weights::File(path) => File::open(path),
-        Weights::Embedded(bytes) => anonymous_file(bytes),
+        Weights::Embedded(bytes) => anonymous_file(*bytes),
     }
 }
 
-/// A file without a name that holds `bytes`: nothing is written to disk, and nobody can change it
-/// once it is sealed.
+/// A file without a name that holds what `from` gives: nothing is written to disk, and nobody can
+/// change it once it is sealed.
 #[cfg(target_os = "linux")]
-fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
+pub(super) fn anonymous_file(mut from: impl Read) -> io::Result<File> {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
     let fd = memfd_create("gguf", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);
-    file.write_all(bytes)?;
+    io::copy(&mut from, &mut file)?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
     fcntl_add_seals(&file, seals)?;
     file.rewind()?;
@@ -345,7 +372,7 @@ fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
 
 /// Elsewhere: a temporary file whose name is gone before anybody could use it.
 #[cfg(not(target_os = "linux"))]
-fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
+pub(super) fn anonymous_file(mut from: impl Read) -> io::Result<File> {
     let path = std::env::temp_dir().join(format!("{}.gguf", uuid::Uuid::new_v4().simple()));
     let mut file = File::options()
         .read(true)
@@ -353,12 +380,12 @@ fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
         .create_new(true)
         .open(&path)?;
     std::fs::remove_file(&path)?;
-    file.write_all(bytes)?;
+    io::copy(&mut from, &mut file)?;
     file.rewind()?;
     Ok(file)
 }
 
-fn descriptor_path(file: &File) -> PathBuf {
+pub(super) fn descriptor_path(file: &File) -> PathBuf {
     use std::os::fd::AsRawFd;
     let directory = if cfg!(target_os = "linux") {
         "/proc/self/fd"

@@ -4,6 +4,7 @@
 //! and hands its sequences to the engine thread (`worker.rs`) through a bounded channel. Tokens come
 //! back through one ring per sequence (`engine/ring.rs`), read by a `LlamaSource`.
 
+mod adapters;
 pub mod bare;
 mod ffi;
 mod gguf;
@@ -24,20 +25,22 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use self::adapters::Adapters;
 use self::sampling::{Breakers, Sampler};
 use self::source::LlamaSource;
 use self::template::ChatTemplate;
 use self::vocab::{Guards, Vocabulary};
 use self::worker::{Counters, Job, Place};
-use super::config::Settings;
+use super::config::{Adapter, Settings};
 use super::ring::{Bell, Ring};
-use super::{Card, Engine, Gauges, Loading, Started, TokenizeOptions};
+use super::{AdapterCard, Card, Engine, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{
     BoxFuture, Failure, Input, Kind, Message, Request, Sampling, Source, Usage,
 };
 use crate::telemetry::ModelMetrics;
 
+pub use self::adapters::AdapterError;
 pub use self::gguf::GgufError;
 pub use self::load::{LoadError, Weights};
 
@@ -96,6 +99,7 @@ async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 /// A running model.
 pub struct LlamaEngine {
     shared: Arc<Shared>,
+    adapters: Arc<Adapters>,
     inbox: SyncSender<Vec<Job>>,
     thread: Thread,
     bell: Bell,
@@ -142,6 +146,7 @@ impl LlamaEngine {
         let accepted = Instant::now();
         let settings = request.sampling.over(&self.shared.sampling);
         settings.check().map_err(invalid_sampling)?;
+        let adapters = self.adapters.choose(&request.model, &request.adapters)?;
         // Before any work is done for it: a request that finds no place costs nothing.
         let mut places = self.places(request.choices())?.into_iter();
         let prompts = self.prompts(&request.inputs).await?;
@@ -187,6 +192,7 @@ impl LlamaEngine {
                     budget,
                     sampler,
                     logprobs: request.logprobs,
+                    adapters: adapters.clone(),
                     ring,
                     accepted,
                     queue_deadline,
@@ -452,6 +458,22 @@ impl Engine for LlamaEngine {
 
     fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>> {
         Box::pin(self.token_bytes(tokens))
+    }
+
+    fn adapters(&self) -> Vec<AdapterCard> {
+        self.adapters.cards()
+    }
+
+    fn add_adapter(&self, adapter: Adapter) -> BoxFuture<'_, Result<AdapterCard, Failure>> {
+        let adapters = self.adapters.clone();
+        Box::pin(async move {
+            let added = tokio::task::spawn_blocking(move || adapters.add(&adapter)).await;
+            Ok(added.map_err(Failure::internal)??)
+        })
+    }
+
+    fn remove_adapter(&self, name: &str) -> Result<AdapterCard, Failure> {
+        self.adapters.remove(name)
     }
 
     fn is_alive(&self) -> bool {

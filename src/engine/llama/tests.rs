@@ -5,7 +5,7 @@ use crate::engine::config::{KvLayout, Process};
 use crate::generation::{Burst, Event};
 use crate::telemetry::Metrics;
 
-fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
+pub(super) fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
     let mut settings = demo_settings();
     settings.context = NonZeroU32::new(256);
     settings.parallel = 2;
@@ -63,7 +63,7 @@ async fn refusal(engine: &LlamaEngine, request: &Request) -> Failure {
 }
 
 /// Lets the engine thread go on until `reached`; it has no event to wait for.
-async fn until(reached: impl Fn() -> bool) {
+pub(super) async fn until(reached: impl Fn() -> bool) {
     while !reached() {
         tokio::task::yield_now().await;
     }

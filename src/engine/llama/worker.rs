@@ -22,6 +22,7 @@ use std::sync::atomic::{
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::adapters::AdapterSet;
 use super::ffi::{Batch, Context, LlamaError};
 use super::sampling::{Sampler, Scratch, logprobs};
 use super::schedule::{self, Cells, Prefill, Run};
@@ -78,6 +79,8 @@ pub(super) struct Job {
     pub(super) sampler: Sampler,
     /// Likeliest tokens to report beside each one; `None` for no log-probabilities.
     pub(super) logprobs: Option<u8>,
+    /// What it is computed with; a call computes one set only.
+    pub(super) adapters: Option<Arc<AdapterSet>>,
     pub(super) ring: Arc<Ring>,
     /// When its request was accepted.
     pub(super) accepted: Instant,
@@ -137,6 +140,11 @@ struct Sequence {
 }
 
 impl Sequence {
+    /// Only sequences of one group share a call.
+    fn group(&self) -> u16 {
+        AdapterSet::group_of(self.job.adapters.as_ref())
+    }
+
     fn prompt_len(&self) -> u32 {
         u32::try_from(self.job.prompt.len()).unwrap_or(u32::MAX)
     }
@@ -181,6 +189,7 @@ pub(super) fn run(setup: Setup) {
         top: Vec::new(),
         decode_turn: 0,
         prefill_turn: 0,
+        group: 0,
         setup,
     };
     while worker.step() {}
@@ -203,6 +212,8 @@ struct Worker {
     top: Vec<(u32, f32)>,
     decode_turn: u32,
     prefill_turn: u32,
+    /// The group that this step computes.
+    group: u16,
 }
 
 impl Worker {
@@ -213,6 +224,7 @@ impl Worker {
         }
         self.drop_cancelled();
         self.admit();
+        self.choose_group();
         let decoded = self.decode();
         let prefilled = self.prefill(decoded);
         self.publish();
@@ -325,6 +337,23 @@ impl Worker {
         }
     }
 
+    /// Goes on to the next group that has something to compute.
+    fn choose_group(&mut self) {
+        let ready = self.slots.iter().flatten().filter(|sequence| {
+            let ring = &sequence.job.ring;
+            sequence.prefilled < sequence.prompt_len() || (!ring.is_paused() && ring.has_room())
+        });
+        // The next number up, or else the lowest.
+        let next = ready.min_by_key(|sequence| {
+            let group = sequence.group();
+            (group <= self.group, group)
+        });
+        let Some(next) = next else { return };
+        self.group = next.group();
+        let adapters = next.job.adapters.clone();
+        self.setup.context.set_adapters(adapters.as_ref());
+    }
+
     /// One row for every sequence that decodes and whose reader keeps up; false if there was none.
     fn decode(&mut self) -> bool {
         self.batch.clear();
@@ -379,7 +408,8 @@ impl Worker {
         let Some(sequence) = &mut self.slots[id] else {
             return false;
         };
-        if sequence.prefilled < sequence.prompt_len()
+        if sequence.group() != self.group
+            || sequence.prefilled < sequence.prompt_len()
             || (sequence.paused && sequence.job.ring.is_paused())
         {
             return false;
@@ -403,6 +433,7 @@ impl Worker {
         self.prefills.clear();
         for (id, slot) in self.slots.iter().enumerate() {
             if let Some(sequence) = slot
+                && sequence.group() == self.group
                 && sequence.prefilled < sequence.prompt_len()
             {
                 self.prefills.push(Prefill {

@@ -10,6 +10,7 @@ use super::fields::{
     self, Biases, Breakers, Logprobs, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, ResponseFormat, Seed,
     not_served,
 };
+use crate::generation::ranges::MAX_ADAPTERS;
 use crate::generation::{Failure, Input, Message, Request, Role};
 
 /// Most messages of one conversation.
@@ -70,6 +71,7 @@ pub(super) struct Body {
     pub(super) logit_bias: Option<Biases>,
     pub(super) seed: Option<Seed>,
     pub(super) ignore_eos: Option<bool>,
+    pub(super) lora: Option<Bounded<Lora, MAX_ADAPTERS>>,
     pub(super) service_tier: Option<String>,
     // Refused when they ask for anything: silence would be an answer that breaks a promise.
     pub(super) tools: Option<Unserved>,
@@ -91,6 +93,15 @@ pub(super) struct StreamOptions {
     /// Random padding against traffic analysis: we never send any, whatever is asked.
     #[serde(rename = "include_obfuscation")]
     _obfuscation: Option<bool>,
+}
+
+/// One adapter: by the number of the models list's order, as llama-server has it, or by its name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Lora {
+    pub(super) id: Option<i64>,
+    pub(super) name: Option<String>,
+    pub(super) scale: Option<f64>,
 }
 
 /// One message as sent.
@@ -203,6 +214,7 @@ fn finish(
             stop: fields::stops(body.stop)?,
             sampling,
             logprobs,
+            adapters: fields::adapters(body.lora)?,
             class: fields::class(body.service_tier.as_deref())?,
             deadlines: head.deadlines,
         },

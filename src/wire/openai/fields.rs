@@ -6,10 +6,14 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::super::read::{OneOrMany, Unserved, list};
-use super::body::Body;
-use crate::generation::ranges::{self, MAX_BIASES, MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_WINDOW};
-use crate::generation::{Class, Dry, Failure, Input, Mirostat, Sampling, Xtc};
+use super::super::read::{Bounded, OneOrMany, Unserved, list};
+use super::body::{Body, Lora};
+use crate::generation::ranges::{
+    self, MAX_ADAPTERS, MAX_BIASES, MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_WINDOW,
+};
+use crate::generation::{
+    AdapterRef, Class, Dry, Failure, Input, Mirostat, Sampling, UseAdapter, Xtc,
+};
 
 /// Most stop strings of one request.
 pub const MAX_STOPS: usize = 16;
@@ -81,6 +85,30 @@ pub(super) fn max_tokens(body: &Body) -> Result<Option<u32>, Failure> {
         bound = bound.or(value);
     }
     Ok(bound)
+}
+
+/// The adapters of `lora`.
+pub(super) fn adapters(
+    lora: Option<Bounded<Lora, MAX_ADAPTERS>>,
+) -> Result<Vec<UseAdapter>, Failure> {
+    let list = lora.map_or(Vec::new(), |list| list.0);
+    let adapter = |lora: Lora| {
+        let adapter = match (lora.id, lora.name) {
+            (None, Some(name)) => Some(AdapterRef::Name(name)),
+            (Some(id), None) => u32::try_from(id).ok().map(AdapterRef::Id),
+            _ => None,
+        };
+        Ok(UseAdapter {
+            adapter: adapter.ok_or_else(|| {
+                Failure::invalid(
+                    "lora",
+                    "Every entry of lora must have either the name of an adapter or its id.",
+                )
+            })?,
+            scale: real("lora.scale", lora.scale, ranges::ADAPTER_SCALE)?,
+        })
+    };
+    list.into_iter().map(adapter).collect()
 }
 
 /// `stop` as a list.
@@ -260,7 +288,7 @@ pub(super) struct ResponseFormat {
 }
 
 /// A list of dry's sequence breakers.
-pub(super) type Breakers = super::super::read::Bounded<String, MAX_BREAKERS>;
+pub(super) type Breakers = Bounded<String, MAX_BREAKERS>;
 
 /// `logprobs`: a flag in chat, a number in completions.
 #[derive(Clone, Copy, Debug)]

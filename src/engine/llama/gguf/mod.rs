@@ -13,6 +13,7 @@
 //! padding to general.alignment | data: each tensor padded to the alignment
 //! ```
 
+mod adapter;
 mod architecture;
 mod charsmap;
 mod error;
@@ -23,12 +24,13 @@ mod tensors;
 mod vocabulary;
 
 #[cfg(test)]
-mod build;
+pub(super) mod build;
 #[cfg(test)]
 mod tests;
 
 use std::io::{Read, Seek};
 
+pub(super) use adapter::{AdapterSummary, Base, check_adapter};
 pub use error::GgufError;
 
 use error::shown;
@@ -89,6 +91,8 @@ pub(super) struct Summary {
     pub tensor_bytes: u64,
     /// Numbers in all tensors.
     pub parameters: u64,
+    /// What adapters must fit.
+    pub base: Base,
 }
 
 /// Checks a GGUF file that begins at byte 0 of `reader` and is `file_len` bytes long.
@@ -111,6 +115,7 @@ pub(super) fn check<R: Read + Seek>(reader: R, file_len: u64) -> Result<Summary,
         name: owned("general.name")?,
         chat_template: owned("tokenizer.chat_template")?,
         file_type: metadata.u32("general.file_type")?,
+        base: Base::new(&model.architecture, &tensors),
         architecture: model.architecture,
         block_count: model.blocks,
         context_length: model.context,

@@ -1,5 +1,6 @@
 //! One file per refused fact, and mutations that must never panic.
 
+mod adapter;
 mod settings;
 mod vocabulary;
 
