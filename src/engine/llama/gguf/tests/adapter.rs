@@ -140,7 +140,8 @@ fn pairs_must_be_whole_and_fit_the_model() {
         }),
         ("f32, f16, bf16 or q8_0", |file| {
             *file = adapter_without("blk.0.attn_q.weight");
-            file.add("blk.0.attn_q.weight.lora_a", &[32, 4], 26);
+            file.add("blk.0.attn_q.weight.lora_a", &[32, 4], 2);
+            file.tensor("blk.0.attn_q.weight.lora_a").data = vec![0; 4 * 18];
             file.add("blk.0.attn_q.weight.lora_b", &[4, 32], 0);
         }),
         ("more than", |file| {
