@@ -23,6 +23,7 @@ use crate::telemetry::{Metrics, ModelLoad, Scrape, Upkeep};
 use crate::transport::files;
 use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Serving};
+use crate::transport::ops;
 use crate::wire;
 
 /// Connections to the operator's port: scrapers, probes and a few people.
@@ -96,7 +97,7 @@ impl App {
         })?;
         let ops = Endpoint::open(&config.ops.listen, &config, None, |_| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
-            let streams = gateway.clone();
+            let (streams, control) = (gateway.clone(), registry.clone());
             let render = move || {
                 render(
                     &metrics,
@@ -105,7 +106,8 @@ impl App {
                     log_lines_dropped(),
                 )
             };
-            (http::ops_router(gateway, render), OPS_CONNECTIONS)
+            let paths = http::ops_router(gateway, render);
+            (paths.merge(ops::router(control)), OPS_CONNECTIONS)
         })?;
 
         let (done, loaded) = watch::channel(None);

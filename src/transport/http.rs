@@ -463,7 +463,7 @@ async fn gather(mut body: Body, most: usize, asks_first: bool) -> Result<Bytes, 
 
 /// A page of another site may not spend this server's tokens through its visitor's browser. Browsers
 /// say so themselves (Fetch Metadata); other clients send no such header.
-fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
     match headers.get("sec-fetch-site") {
         Some(site) if site == "cross-site" => Err(Failure::new(
             Kind::Forbidden,

@@ -9,5 +9,6 @@ pub mod files;
 mod guard;
 pub mod http;
 pub mod listen;
+pub mod ops;
 mod rpc;
 mod tokens;

@@ -10,6 +10,7 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod adapters;
 mod backpressure;
 mod cancellation;
 mod command_line;

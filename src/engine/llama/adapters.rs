@@ -134,7 +134,7 @@ impl Adapters {
     /// Loads an adapter. Blocks for as long as reading it takes; streams go on meanwhile.
     pub(super) fn add(&self, adapter: &config::Adapter) -> Result<AdapterCard, AdapterError> {
         let name = adapter.name.as_str();
-        self.shelf().has_room_for(name)?;
+        self.known().has_room_for(name)?;
         let path = &adapter.path;
         let (file, summary, hash) = read(path, &self.base)?;
         let weights = Adapter::load(&self.model, &descriptor_path(&file)).map_err(|error| {
@@ -150,11 +150,11 @@ impl Adapters {
                 "the adapter has trained norms, which llama.cpp does not apply"
             );
         }
-        let mut shelf = self.shelf();
+        let mut known = self.known();
         // Somebody may have been faster.
-        shelf.has_room_for(name)?;
+        known.has_room_for(name)?;
         let card = AdapterCard {
-            id: shelf.next_id,
+            id: known.next_id,
             name: name.into(),
             path: path.clone(),
             scale: adapter.scale,
@@ -164,8 +164,8 @@ impl Adapters {
             bytes: summary.length,
             hash: hash.to_hex().as_str().into(),
         };
-        shelf.next_id += 1;
-        shelf.loaded.push(Loaded {
+        known.next_id += 1;
+        known.loaded.push(Loaded {
             card: card.clone(),
             hash,
             weights: Arc::new(weights),
@@ -175,20 +175,20 @@ impl Adapters {
 
     /// Takes an adapter from the requests to come; those that began with it end with it.
     pub(super) fn remove(&self, name: &str) -> Result<AdapterCard, Failure> {
-        let mut shelf = self.shelf();
-        let Some(at) = shelf.position(name) else {
-            return Err(shelf.unknown(&format!("{name:?}")));
+        let mut known = self.known();
+        let Some(at) = known.position(name) else {
+            return Err(known.unknown(&format!("{name:?}")));
         };
-        let loaded = shelf.loaded.remove(at);
+        let loaded = known.loaded.remove(at);
         // Freeing it, if this was the last to hold it, is nothing to do under the lock.
-        drop(shelf);
+        drop(known);
         Ok(loaded.card)
     }
 
     /// What is loaded, oldest first.
     pub(super) fn cards(&self) -> Vec<AdapterCard> {
-        let shelf = self.shelf();
-        shelf.loaded.iter().map(|one| one.card.clone()).collect()
+        let known = self.known();
+        known.loaded.iter().map(|one| one.card.clone()).collect()
     }
 
     /// The set that a request asks for: the adapter after the `:` of its model's name, if there is
@@ -202,32 +202,32 @@ impl Adapters {
         if named.is_none() && wanted.is_empty() {
             return Ok(None);
         }
-        let mut shelf = self.shelf();
+        let mut known = self.known();
         let mut chosen = Vec::with_capacity(wanted.len() + 1);
         for one in wanted {
             let found = match &one.adapter {
-                AdapterRef::Name(name) => shelf.position(name).ok_or_else(|| format!("{name:?}")),
+                AdapterRef::Name(name) => known.position(name).ok_or_else(|| format!("{name:?}")),
                 AdapterRef::Id(id) => {
                     let is = |loaded: &Loaded| loaded.card.id == *id;
-                    let place = shelf.loaded.iter().position(is);
+                    let place = known.loaded.iter().position(is);
                     place.ok_or_else(|| format!("number {id}"))
                 }
             };
-            let at = found.map_err(|asked| shelf.unknown(&asked).with_param("lora"))?;
+            let at = found.map_err(|asked| known.unknown(&asked).with_param("lora"))?;
             if chosen.iter().any(|&(other, _)| other == at) {
-                let name = &shelf.loaded[at].card.name;
+                let name = &known.loaded[at].card.name;
                 let message = format!("lora has the adapter {name:?} twice.");
                 return Err(Failure::invalid("lora", message));
             }
-            chosen.push((at, one.scale.unwrap_or(shelf.loaded[at].card.scale)));
+            chosen.push((at, one.scale.unwrap_or(known.loaded[at].card.scale)));
         }
         if let Some(name) = named {
-            let at = shelf.position(name).ok_or_else(|| {
-                let failure = shelf.unknown(&format!("{name:?}"));
+            let at = known.position(name).ok_or_else(|| {
+                let failure = known.unknown(&format!("{name:?}"));
                 failure.with_param("model").with_code("model_not_found")
             })?;
             if !chosen.iter().any(|&(other, _)| other == at) {
-                chosen.push((at, shelf.loaded[at].card.scale));
+                chosen.push((at, known.loaded[at].card.scale));
             }
         }
         chosen.retain(|&(_, scale)| scale != 0.0);
@@ -235,10 +235,10 @@ impl Adapters {
             let message = format!("A request takes {MAX_ADAPTERS} adapters at most.");
             return Err(Failure::invalid("lora", message));
         }
-        shelf.set(chosen)
+        known.set(chosen)
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+    fn known(&self) -> MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

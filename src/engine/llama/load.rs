@@ -82,7 +82,7 @@ pub enum LoadError {
         /// Which one.
         name: String,
         /// Why.
-        source: AdapterError,
+        source: Box<AdapterError>,
     },
     /// The model's chat template does not parse.
     #[error("the chat template does not parse: {0}")]
@@ -207,7 +207,7 @@ pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError>
 fn unusable(adapter: &config::Adapter, source: AdapterError) -> LoadError {
     LoadError::Adapter {
         name: adapter.name.to_string(),
-        source,
+        source: Box::new(source),
     }
 }
 

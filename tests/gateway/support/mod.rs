@@ -5,6 +5,7 @@
 //! ```
 
 mod http;
+mod lora;
 mod metrics;
 mod raw;
 mod sse;
@@ -18,6 +19,7 @@ use sluicegate::config::{Config, Flags, Sources};
 use tokio::task::JoinHandle;
 
 pub(crate) use self::http::{Ask, Reply};
+pub(crate) use self::lora::Lora;
 pub(crate) use self::metrics::Metrics;
 pub(crate) use self::raw::Raw;
 pub(crate) use self::sse::{Answer, Event};
@@ -135,6 +137,11 @@ impl TestGateway {
 
     pub(crate) fn ops_get(&self, path: &str) -> Ask {
         Ask::new(self.ops, "GET", path, Vec::new())
+    }
+
+    /// A request to the operator's port.
+    pub(crate) fn ops(&self, method: &str, path: &str, body: &str) -> Ask {
+        Ask::new(self.ops, method, path, body.as_bytes().to_vec())
     }
 
     /// A connection, to be written to byte by byte.

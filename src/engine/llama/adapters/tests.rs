@@ -132,9 +132,9 @@ async fn an_adapter_changes_the_text_by_its_scale_and_the_bare_model_stays_as_it
         Written::new(&adapter_file(1)),
         Written::new(&adapter_file(2)),
     );
-    let bare = engine(|_| {});
+    let plain = engine(|_| {});
     let engine = engine(|settings| settings.adapters = vec![a.named("a"), b.named("b")]);
-    let base = text(&bare, &ask("", &[])).await;
+    let base = text(&plain, &ask("", &[])).await;
     assert_eq!(text(&engine, &ask("demo", &[])).await, base);
     assert_eq!(text(&engine, &ask("", &[("a", 0.0)])).await, base);
     let tuned = text(&engine, &ask("demo:a", &[])).await;
@@ -156,7 +156,7 @@ async fn an_adapter_changes_the_text_by_its_scale_and_the_bare_model_stays_as_it
     assert_eq!(both, others[2]);
     assert_eq!(text(&engine, &ask("", &[])).await, base);
     engine.stop().await;
-    bare.stop().await;
+    plain.stop().await;
 }
 
 #[tokio::test]
@@ -223,7 +223,7 @@ async fn adapters_come_and_go_while_streams_run() {
     // One is in the middle of its text when its adapter goes.
     let mut begun = engine.start(&ask("demo:a", &[])).await.unwrap();
     until(|| engine.gauges().paused == 1).await;
-    let weights = Arc::downgrade(&engine.adapters.shelf().loaded[0].weights);
+    let weights = Arc::downgrade(&engine.adapters.known().loaded[0].weights);
     engine.remove_adapter("a").unwrap();
     let gone = failure(&engine, &ask("", &[("a", 1.0)])).await;
     assert_eq!(

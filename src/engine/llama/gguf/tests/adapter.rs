@@ -104,9 +104,12 @@ fn keys_must_have_the_value_and_the_type_that_llama_cpp_takes_for_granted() {
     }
 }
 
+/// Words of the refusal, and what brings it about.
+type Row = (&'static str, fn(&mut Gguf));
+
 #[test]
 fn pairs_must_be_whole_and_fit_the_model() {
-    let rows: [(&str, fn(&mut Gguf)); 11] = [
+    let rows: [Row; 11] = [
         ("only one of", |file| {
             file.tensors.pop();
         }),
