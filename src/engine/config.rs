@@ -615,6 +615,7 @@ mod tests {
                 .contains("only")
         );
         assert!(read("name = 'm'\npath = 'm'\n[script]\ntokens = 1").is_err());
+        assert!(read(&format!("{scripted}[[adapters]]\nname = 'a'\npath = 'a'")).is_err());
         assert!(read(&format!("{scripted}[script]\nstall_at = 3")).is_err());
         for large in [
             "first = '2days'",
@@ -656,6 +657,11 @@ mod tests {
             "kv_layout = 'unified'\ncontext = 4096\nkv_cells = 2048",
             "threads = 513",
             "threads_prefill = 513",
+            "[[adapters]]\nname = 'a'",
+            "[[adapters]]\nname = 'a:b'\npath = 'a'",
+            "[[adapters]]\nname = 'a'\npath = 'a'\nscale = nan",
+            "[[adapters]]\nname = 'a'\npath = 'a'\nscale = -101.0",
+            "[[adapters]]\nname = 'a'\npath = 'a'\n[[adapters]]\nname = 'a'\npath = 'b'",
         ] {
             assert!(read(&format!("{gguf}{bad}")).is_err(), "{bad}");
         }
@@ -671,5 +677,13 @@ mod tests {
             ))
             .is_ok()
         );
+        let Backing::Gguf { settings, .. } =
+            read(&format!("{gguf}[[adapters]]\nname = 'a'\npath = 'b'"))
+                .unwrap()
+                .backing
+        else {
+            panic!("not a GGUF");
+        };
+        assert!((settings.adapters[0].scale - 1.0).abs() < f32::EPSILON);
     }
 }

@@ -324,7 +324,7 @@ impl Shelf {
 }
 
 /// Checks a file without loading it.
-pub(super) fn inspect(path: &Path, base: &Base) -> Result<(), AdapterError> {
+pub(super) fn check(path: &Path, base: &Base) -> Result<(), AdapterError> {
     open(path, base).map(drop)
 }
 

@@ -402,11 +402,19 @@ const _: () = assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model
 /// it is made and in the first call after a change of its adapters. All these pass here; other calls
 /// do not, so that loading an adapter holds up no stream that keeps its own.
 #[derive(Clone)]
-struct Gate(Arc<Mutex<()>>);
+struct Gate(Arc<Turns>);
+
+#[derive(Default)]
+struct Turns {
+    /// Held while waiting for the turn: a context that changes its adapters at every step would
+    /// otherwise take one turn after the other, and a load would wait for as long as it does.
+    next: Mutex<()>,
+    turn: Mutex<()>,
+}
 
 impl Gate {
     fn of(model: &LlamaModel) -> Self {
-        static GATES: Mutex<Vec<(usize, Weak<Mutex<()>>)>> = Mutex::new(Vec::new());
+        static GATES: Mutex<Vec<(usize, Weak<Turns>)>> = Mutex::new(Vec::new());
         let address = model_pointer(model).addr();
         let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
         gates.retain(|(_, gate)| gate.strong_count() > 0);
@@ -420,7 +428,8 @@ impl Gate {
     }
 
     fn pass(&self) -> MutexGuard<'_, ()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let _next = self.0.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -198,7 +198,7 @@ pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError>
     let source = configured.as_deref().or(summary.chat_template.as_deref());
     ChatTemplate::new(source, "", "").map_err(LoadError::Template)?;
     for adapter in &settings.adapters {
-        let fits = adapters::inspect(&adapter.path, &summary.base);
+        let fits = adapters::check(&adapter.path, &summary.base);
         fits.map_err(|source| unusable(adapter, source))?;
     }
     Ok(())

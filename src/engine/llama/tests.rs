@@ -42,7 +42,7 @@ fn once() -> Request {
 }
 
 /// Reads a source to its end: how it ended.
-async fn end_of(mut source: Box<dyn Source>) -> Result<(), Failure> {
+pub(super) async fn end_of(mut source: Box<dyn Source>) -> Result<(), Failure> {
     let mut burst = Burst::new();
     loop {
         burst.clear();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::tests::{engine, until};
+use super::super::tests::{end_of, engine, until};
 use super::super::*;
 use super::*;
 use crate::engine::llama::gguf::build::{Gguf, Put};
@@ -61,9 +61,13 @@ struct Written(PathBuf);
 
 impl Written {
     fn new(file: &Gguf) -> Self {
+        Self::of(&file.bytes())
+    }
+
+    fn of(bytes: &[u8]) -> Self {
         let name = format!("{}.gguf", uuid::Uuid::new_v4().simple());
         let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, file.bytes()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
         Self(path)
     }
 
@@ -331,6 +335,69 @@ async fn what_does_not_fit_is_refused_and_the_engine_goes_on() {
     );
     assert_eq!(text(&engine, &ask("", &[])).await, base);
     engine.stop().await;
+}
+
+/// Whatever of a broken file gets past the check, llama.cpp reads and computes with.
+#[tokio::test]
+async fn broken_files_never_end_the_process() {
+    let engine = engine(|_| {});
+    let mut file = adapter_file(1);
+    file.tensors.truncate(8);
+    let sound = file.bytes();
+    // The keys and the table of tensors, which come before the numbers.
+    let head = sound.len() - file.tensors.iter().map(|t| t.data.len()).sum::<usize>();
+    let mut state = 7_u64;
+    let mut below = |bound: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % bound
+    };
+    for round in 0..200 {
+        let mut bytes = sound.clone();
+        for _ in 0..=below(3) {
+            let at = below(head);
+            bytes[at] = match below(3) {
+                0 => bytes[at] ^ (1 << below(8)),
+                1 => bytes[at].wrapping_add(1),
+                _ => u8::try_from(below(256)).unwrap(),
+            };
+        }
+        let written = Written::of(&bytes);
+        if engine.add_adapter(written.named("broken")).await.is_ok() {
+            let mut ask = ask("demo:broken", &[]);
+            ask.max_tokens = Some(1);
+            let mut started = engine.start(&ask).await.unwrap();
+            // An alpha beyond all measure makes numbers that are none: that request fails.
+            let _ = end_of(started.sources.remove(0)).await;
+            engine.remove_adapter("broken").unwrap();
+        }
+        assert!(engine.is_alive(), "round {round}");
+    }
+    engine.stop().await;
+}
+
+#[test]
+fn a_model_is_inspected_with_its_adapters() {
+    let model = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/src/engine/llama/demo/sluicegate-demo-q8_0.gguf"
+    );
+    let (sound, other) = (
+        adapter_file(1),
+        Gguf::clone(adapter_file(1).remove("adapter.type")),
+    );
+    let (sound, other) = (Written::new(&sound), Written::new(&other));
+    let mut settings = Settings::default();
+    settings.adapters.push(sound.named("a"));
+    inspect(model.as_ref(), &settings).unwrap();
+    settings.adapters.push(other.named("b"));
+    let error = inspect(model.as_ref(), &settings).unwrap_err();
+    let text = crate::generation::chain(&error);
+    assert!(
+        text.contains("adapter b") && text.contains("adapter.type"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

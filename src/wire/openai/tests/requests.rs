@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::super::super::testing::head;
 use super::super::{parse_chat, parse_completion};
 use super::{chat_body, chat_call, completion_call, refused};
-use crate::generation::{Input, Kind};
+use crate::generation::{AdapterRef, Input, Kind, UseAdapter};
 
 #[test]
 fn a_chat_body_becomes_a_request() {
@@ -97,6 +97,33 @@ fn every_shape_of_prompt_is_read() {
     ] {
         let failure = refused(false, &json!({"prompt": prompt}));
         assert!(failure.param.unwrap().starts_with("prompt"), "{prompt}");
+    }
+}
+
+#[test]
+fn adapters_are_named_or_numbered() {
+    let lora = json!([{"id": 2, "scale": 0.5}, {"name": "a", "extra": 1}]);
+    let adapters = completion_call(&json!({"prompt": "x", "lora": lora}), "")
+        .request
+        .adapters;
+    let expected = [
+        UseAdapter {
+            adapter: AdapterRef::Id(2),
+            scale: Some(0.5),
+        },
+        UseAdapter {
+            adapter: AdapterRef::Name("a".into()),
+            scale: None,
+        },
+    ];
+    assert_eq!(adapters, expected);
+    for lora in [
+        json!([{}]),
+        json!([{"id": -1}]),
+        json!([{"id": 1, "name": "a"}]),
+    ] {
+        let failure = refused(false, &json!({"prompt": "x", "lora": lora}));
+        assert_eq!(failure.param.unwrap(), "lora");
     }
 }
 
