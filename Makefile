@@ -1,9 +1,10 @@
 # make run    build and serve the demo model; further settings: make run ARGS="--model NAME=PATH"
 # make test   everything that CI runs
 # make bench  criterion benches of the token path
+# make engine-bench   our engine beside llama-server and the bare decode loop (loadtests/engine/README.md)
 # make lint   formatting, clippy, documentation, dependencies
 
-.PHONY: run test lint bench tools test-tools portable
+.PHONY: run test lint bench engine-bench tools test-tools portable
 
 ARGS ?=
 
@@ -28,6 +29,12 @@ lint: tools
 
 bench: tools
 	cargo bench --locked
+
+engine-bench: export LLAMA_BATCHED_BENCH ?= target/release/examples/bare
+engine-bench: tools
+	cargo build --release --locked --workspace
+	cargo build --release --locked --example bare
+	@exec target/release/loadtests engine $(ARGS)
 
 # An image for other machines of this architecture: AVX2 and FMA, what llama.cpp needs at the least.
 portable: tools

@@ -15,7 +15,7 @@ use sluicegate::engine::Engine;
 use sluicegate::engine::config::{Process, Settings};
 use sluicegate::engine::llama::bare::BareLoop;
 use sluicegate::engine::llama::{DEMO, LlamaEngine, Weights, demo_settings};
-use sluicegate::generation::{Burst, Caller, Deadlines, Input, Request, RequestId, Sampling};
+use sluicegate::generation::{Burst, Input, Request, Sampling};
 use sluicegate::telemetry::Metrics;
 
 /// Tokens per sequence and round.
@@ -79,20 +79,14 @@ fn engine_rate(engine: &LlamaEngine, rows: u32) -> f64 {
         .expect("a runtime");
     runtime.block_on(async {
         let request = Request {
-            id: RequestId::random(),
-            caller: Caller::default(),
-            model: String::new(),
-            inputs: vec![Input::Text("Once".into())],
             n: rows,
             max_tokens: Some(LENGTH),
-            stop: Vec::new(),
             sampling: Sampling {
                 temperature: Some(0.7),
                 ignore_eos: Some(true),
                 ..Sampling::default()
             },
-            logprobs: None,
-            deadlines: Deadlines::default(),
+            ..Request::new(Input::Text("Once".into()))
         };
         let start = Instant::now();
         let started = engine.start(&request).await.expect("it starts");

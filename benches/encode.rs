@@ -59,7 +59,7 @@ fn encoders() -> Vec<(&'static str, Box<dyn Encoder>)> {
     ];
     calls
         .into_iter()
-        .filter_map(|(name, call)| Some((name, call.ok()?.answer.encoder("demo"))))
+        .filter_map(|(name, call)| Some((name, call.ok()?.answer.encoder("demo", false))))
         .collect()
 }
 

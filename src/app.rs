@@ -4,7 +4,7 @@
 //! watch, the metrics thread, and through the registry the engines' threads.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -23,6 +23,7 @@ use crate::telemetry::{Metrics, ModelLoad, Scrape, Upkeep};
 use crate::transport::files;
 use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Serving};
+use crate::transport::ops;
 use crate::wire;
 
 /// Connections to the operator's port: scrapers, probes and a few people.
@@ -45,7 +46,8 @@ pub struct App {
     public: Endpoint,
     ops: Endpoint,
     watching: JoinHandle<()>,
-    loading: JoinHandle<()>,
+    /// Loads the models, then replaces engines that die.
+    keeping: Mutex<Option<JoinHandle<()>>>,
     loaded: watch::Receiver<Option<Result<(), String>>>,
     _upkeep: Upkeep,
 }
@@ -96,7 +98,7 @@ impl App {
         })?;
         let ops = Endpoint::open(&config.ops.listen, &config, None, |_| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
-            let streams = gateway.clone();
+            let (streams, control) = (gateway.clone(), registry.clone());
             let render = move || {
                 render(
                     &metrics,
@@ -105,20 +107,22 @@ impl App {
                     log_lines_dropped(),
                 )
             };
-            (http::ops_router(gateway, render), OPS_CONNECTIONS)
+            let paths = http::ops_router(gateway, render);
+            (paths.merge(ops::router(control)), OPS_CONNECTIONS)
         })?;
 
         let (done, loaded) = watch::channel(None);
-        let loading = tokio::spawn({
+        let keeping = tokio::spawn({
             let registry = registry.clone();
             async move {
                 let result = registry.load(&metrics).await;
                 let _ = done.send(Some(result));
+                registry.keep(&metrics).await;
             }
         });
         Ok(Self {
             watching: tokio::spawn(async move { watch.run().await }),
-            loading,
+            keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,
             drain: config.drain,
@@ -174,8 +178,7 @@ impl App {
         // A slow reader of a finished answer has a little of what is left to take it.
         let left = deadline - Instant::now();
         self.public.close(left.clamp(FLUSH, LAST_BYTES)).await;
-        self.loading.abort();
-        self.registry.stop().await;
+        self.stop_models().await;
         self.watching.abort();
         self.ops.close(FLUSH).await;
     }
@@ -189,7 +192,21 @@ impl App {
         self.public.closing.tracker.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.public.closing.tracker.wait()).await;
         self.public.closing.now.cancel();
-        let _ = tokio::time::timeout(LAST_WORDS, self.registry.stop()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.stop_models()).await;
+    }
+
+    /// First what would load models again, then the engines.
+    async fn stop_models(&self) {
+        let keeping = self
+            .keeping
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeping) = keeping {
+            keeping.abort();
+            let _ = keeping.await;
+        }
+        self.registry.stop().await;
     }
 }
 
@@ -273,8 +290,16 @@ fn render(metrics: &Metrics, registry: &Registry, streams: usize, dropped: u64) 
             waiting: gauges.waiting,
             paused: gauges.paused,
             pauses: gauges.pauses,
+            drafted: gauges.drafted,
+            accepted_drafts: gauges.accepted_drafts,
+            parked: gauges.parked,
+            parks: gauges.parks,
+            kv_idle: gauges.kv_idle,
+            prefix_bytes: gauges.prefix_bytes,
             kv_used: gauges.kv_used,
             kv_capacity: gauges.kv_capacity,
+            threads_decode: gauges.threads_decode,
+            threads_prefill: gauges.threads_prefill,
         };
         (&*engine.card().name, load)
     });

@@ -14,7 +14,7 @@
 //! ```text
 //!  6  main, cli, app, config
 //!  5  transport | client
-//!  4  gateway | wire
+//!  4  gateway | wire | control
 //!  3  route
 //!  2  engine
 //!  1  telemetry
@@ -28,6 +28,7 @@ pub mod transport;
 pub mod client;
 pub mod wire;
 pub mod gateway;
+pub mod control;
 pub mod route;
 pub mod engine;
 pub mod telemetry;

@@ -114,7 +114,12 @@ use crate::{
 }
 
 #[test]
-fn unsafe_code_lives_in_one_file() {
+fn unsafe_code_lives_where_c_is_called() {
+    const WHERE: [&str; 3] = [
+        "src/engine/llama/ffi.rs",
+        "src/engine/llama/ffi/",
+        "src/engine/llama/shim.rs",
+    ];
     for file in rust_files("src") {
         let path = relative(&file);
         let has_unsafe = read(&file).lines().any(|line| {
@@ -122,7 +127,7 @@ fn unsafe_code_lives_in_one_file() {
             words.any(|word| word == "unsafe")
         });
         assert!(
-            !has_unsafe || path == "src/engine/llama/ffi.rs",
+            !has_unsafe || WHERE.iter().any(|place| path.starts_with(place)),
             "{path} has unsafe code"
         );
     }

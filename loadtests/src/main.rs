@@ -3,7 +3,8 @@
 //! Where server and generator share a machine, what the generator spends is taken from the server. So
 //! it parses no JSON, allocates nothing per token and reads a clock once per read. One request is told
 //! in `exchange`, which feeds `response` (HTTP) and `count` (tokens) and notes times in `stats`;
-//! `load` runs many of them and `report` prints what came of it.
+//! `load` runs many of them and `report` prints what came of it. `loadtests engine` is another program in
+//! the same binary: it compares servers, and is told in `engine`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -11,6 +12,7 @@
 )]
 
 mod count;
+mod engine;
 mod exchange;
 mod histogram;
 mod load;
@@ -26,7 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
 use count::{Dialect, Method};
@@ -37,8 +39,11 @@ use load::{Plan, Until};
 /// Opens streams, counts their tokens and prints percentiles of the time to the first token, between
 /// tokens and in total. The exit code is 1 when more requests fail than --max-errors allows.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "loadtests", version)]
+#[command(name = "loadtests", version, args_conflicts_with_subcommands = true)]
 struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Where the server is
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: String,
@@ -126,9 +131,32 @@ struct Options {
     max_errors: u64,
 }
 
+/// What else this program does.
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Measure Sluicegate beside llama-server and a bare decode loop; see loadtests/engine/README.md
+    Engine(Box<engine::Options>),
+    /// Keep one core busy
+    #[command(hide = true)]
+    EngineNeighbour {
+        #[arg(long)]
+        core: usize,
+    },
+}
+
 fn main() -> Result<ExitCode> {
-    let options = Options::parse();
-    let plan = plan(&options)?;
+    let mut options = Options::parse();
+    match options.command.take() {
+        None => load(&options),
+        Some(Command::Engine(options)) => engine::run(&options).map(|()| ExitCode::SUCCESS),
+        Some(Command::EngineNeighbour { core }) => {
+            engine::neighbour::run(core).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn load(options: &Options) -> Result<ExitCode> {
+    let plan = plan(options)?;
     let wanted = u64::try_from(plan.streams + plan.slow_streams)?;
     let files = raise_file_limit(wanted + 64);
     if files < wanted {

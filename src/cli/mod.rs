@@ -6,8 +6,11 @@
 
 pub mod chat;
 pub mod check;
+mod check_model;
+mod cpu;
 mod serve;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +39,11 @@ enum Command {
         flags: Flags,
     },
     Chat(Box<chat::ChatArgs>),
+    /// Try a model file in a process of its own
+    ///
+    /// Checks the file, then loads it in a second process, tokenizes and computes two tokens there.
+    /// Ends with status 2 when the file cannot be used, and says why.
+    CheckModel(check_model::CheckModelArgs),
     /// Check a configuration without serving
     ///
     /// Accepts and refuses exactly what serve does. Ends with status 2 when something is wrong.
@@ -48,15 +56,33 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if cpu::refuses() {
+        return ExitCode::from(cpu::WRONG_CPU);
+    }
+    run()
+}
+
+/// Not inlined: nothing of it may run before the CPU is known to be able to.
+#[inline(never)]
+fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { flags } => serve::run(flags),
         Command::Chat(args) => talk(*args),
+        Command::CheckModel(args) => check_model::run(&args),
         Command::Check { flags } => check::run(flags).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
         eprintln!("sluicegate: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The file of this program, also when it has been replaced on disk since it was started.
+fn program() -> PathBuf {
+    if cfg!(target_os = "linux") {
+        return "/proc/self/exe".into();
+    }
+    std::env::current_exe().unwrap_or_else(|_| "sluicegate".into())
 }
 
 fn talk(args: chat::ChatArgs) -> anyhow::Result<ExitCode> {

@@ -11,29 +11,25 @@ use crate::app::App;
 use crate::config::{Config, Flags, Sources};
 use crate::telemetry::Logs;
 
-/// Stack of every thread of the runtime. Virtual memory only, until it is used: llama.cpp's tokenizer
-/// may recurse for each character of a piece of text (`engine/llama/vocab.rs`).
-const STACK: usize = 64 * 1024 * 1024;
-
 /// Serves until a signal, or until a model turns out to be unusable.
 pub(super) fn run(flags: Flags) -> anyhow::Result<ExitCode> {
-    let config = match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
+    let mut config = match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
         Ok(config) => config,
         Err(error) => {
             check::report(&error)?;
             return Ok(ExitCode::from(BAD_CONFIG));
         }
     };
+    config.engine.program = Some(super::program());
     let logs = Logs::install(&config.telemetry).context("cannot start logging")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("runtime")
-        .thread_stack_size(STACK)
         .build()
         .context("cannot start the runtime")?;
     // `logs` outlives the runtime: the last lines of every task are written.
     let result = runtime.block_on(serve(config, &logs));
-    // Whatever still runs on the blocking pool (a load, a tokenization) is not waited for.
+    // Whatever still runs on the blocking pool (a load) is not waited for.
     runtime.shutdown_background();
     result
 }

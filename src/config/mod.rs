@@ -109,6 +109,13 @@ impl Config {
             if let Some(message) = settings.chat_template.as_deref().and_then(unreadable) {
                 found.push((at("chat_template"), message));
             }
+            for (number, adapter) in settings.adapters.iter().enumerate() {
+                if let Some(message) = unreadable(&adapter.path) {
+                    let mut place = at("adapters");
+                    place.extend([Step::Index(number), key("path")]);
+                    found.push((place, message));
+                }
+            }
         }
         found
     }

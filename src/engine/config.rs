@@ -1,16 +1,23 @@
 //! `[[models]]` and `[engine]`: which models there are, where their tokens come from, and how a
 //! GGUF model is run.
 
+mod script;
+mod vectors;
+
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::generation::ranges::OutOfRange;
-use crate::generation::{Kind, Sampling};
+use crate::generation::Sampling;
+use crate::generation::ranges::{ADAPTER_SCALE, OutOfRange};
+
+pub use script::{FailKind, Script};
+pub use vectors::{Embeddings, Pooling};
 
 /// Most threads that ggml takes (its `GGML_MAX_N_THREADS`).
 const MAX_THREADS: u16 = 512;
@@ -39,15 +46,15 @@ pub enum Backing {
     Scripted(Box<Script>),
 }
 
-/// A model's name: 1 to 64 of `a-z A-Z 0-9 . _ -`, with `/` allowed inside.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+/// The name of a model or an adapter: 1 to 64 of `a-z A-Z 0-9 . _ -`, with `/` allowed inside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ModelName(String);
 
-/// Why a text is no model name.
+/// Why a text is no name.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is no model name; write 1 to 64 letters, digits, '.', '_' or '-', with '/' only inside"
+    "{0:?} is no name for a model or an adapter; write 1 to 64 letters, digits, '.', '_' or '-', with '/' only inside"
 )]
 pub struct ModelNameError(String);
 
@@ -94,12 +101,20 @@ enum EngineName {
 ///
 /// An entry of `[[models]]` is read into this struct whole, so that no setting is written down
 /// twice; [`Model`] then takes out what says which model it is.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of its own, read from a file by its name"
+)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
+    #[serde(skip_serializing)]
     name: Option<ModelName>,
+    #[serde(skip_serializing)]
     path: Option<PathBuf>,
+    #[serde(skip_serializing)]
     engine: Option<EngineName>,
+    #[serde(skip_serializing)]
     script: Option<Box<Script>>,
     /// Tokens a sequence may hold; absent takes the model's own, at most 4096.
     pub context: Option<NonZeroU32>,
@@ -118,16 +133,38 @@ pub struct Settings {
     pub kv_type_k: KvType,
     /// Type of the cached values. A quantized one needs flash attention.
     pub kv_type_v: KvType,
-    /// Rows that one call computes at most (llama.cpp's ubatch), 1..=8192.
-    #[serde(deserialize_with = "within::<_, 1, 8_192>")]
-    pub batch: u32,
-    /// Prompt rows between two decode steps: a multiple of 64, at most `batch`.
+    /// Rows that one call computes at most (llama.cpp's ubatch), 64..=8192.
     #[serde(deserialize_with = "within::<_, 64, 8_192>")]
-    pub prefill_chunk: u32,
-    /// Threads for decode steps, at most 512; absent takes one less than the cores, at least one.
+    pub batch: u32,
+    /// Host memory for prefixes that were computed once; 0 keeps none.
+    pub prefix_cache: ByteSize,
+    /// Where prefixes are kept across restarts; absent keeps them in memory only.
+    pub prefix_cache_dir: Option<PathBuf>,
+    /// Most disk space for them; goes with `prefix_cache_dir`.
+    pub prefix_cache_disk: Option<ByteSize>,
+    /// Host memory for the K/V of sequences that were set aside.
+    pub park_memory: ByteSize,
+    /// How long a sequence whose reader is behind keeps its cells; absent keeps them for good.
+    #[serde(with = "humantime_serde")]
+    pub pause_spill: Option<Duration>,
+    /// Where tokens come from that are computed on a guess beside the next one.
+    pub speculation: Speculation,
+    /// The same text for the same seed, whoever else is served and whatever is cached: split layout, K/V
+    /// in bf16, a fixed number of threads.
+    pub deterministic: bool,
+    #[serde(rename = "prefill_chunk", skip_serializing)]
+    _prefill_chunk: Option<Gone>,
+    /// Threads for decode steps, at most 512; absent lets measured times decide, up to all cores.
     pub threads: Option<NonZeroU16>,
-    /// Threads for prefill, at most 512; absent takes `threads`.
+    /// Threads for prefill, at most 512; absent takes `threads`, and measured times without it.
     pub threads_prefill: Option<NonZeroU16>,
+    /// Threads that help sampling where many rows of a large vocabulary pay for it, 0..=64; absent
+    /// takes one for each core beyond two, at most 4.
+    #[serde(
+        deserialize_with = "sampler_threads",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub sampler_threads: Option<u32>,
     /// How eagerly idle threads spin, 0..=100; 0 waits without spinning.
     #[serde(deserialize_with = "within::<_, 0, 100>")]
     pub poll: u32,
@@ -141,10 +178,38 @@ pub struct Settings {
     pub gpu_layers: Option<u32>,
     /// Which GPU, counted from 0.
     pub main_gpu: u32,
+    /// Load the file at once. Otherwise a process of its own tries it first.
+    pub trusted: bool,
+    /// Where the model runs.
+    pub isolation: Isolation,
+    /// Whether the model answers requests for embeddings, and ranks documents where it can.
+    pub embeddings: Embeddings,
+    /// How the vectors of a text's tokens become one.
+    pub pooling: Pooling,
+    /// Tokens that one text to embed may have; absent takes `context`.
+    pub embeddings_context: Option<NonZeroU32>,
+    /// Texts computed together, 1..=64, each with room for `embeddings_context` tokens.
+    #[serde(deserialize_with = "within::<_, 1, 64>")]
+    pub embeddings_parallel: u32,
     /// A Jinja file to use instead of the model's chat template.
     pub chat_template: Option<PathBuf>,
     /// What a request does not say about sampling.
     pub sampling: Sampling,
+    /// `LoRA` adapters that requests may choose; more are added while serving.
+    pub adapters: Vec<Adapter>,
+}
+
+/// One entry of `[[models.adapters]]`: a `LoRA` adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    /// Its name in requests, behind the model's and a colon.
+    pub name: ModelName,
+    /// A GGUF file made for this model; a relative path starts in the working directory.
+    pub path: PathBuf,
+    /// How many times what it was trained to add is added, unless a request says; -100..=100.
+    #[serde(default = "once", deserialize_with = "adapter_scale")]
+    pub scale: f32,
 }
 
 impl Default for Settings {
@@ -157,22 +222,37 @@ impl Default for Settings {
             context: None,
             parallel: 16,
             waiting: 64,
-            kv_layout: KvLayout::Split,
+            kv_layout: KvLayout::Auto,
             kv_cells: None,
             kv_type_k: KvType::F16,
             kv_type_v: KvType::F16,
             batch: 512,
-            prefill_chunk: 128,
+            prefix_cache: ByteSize::mib(512),
+            prefix_cache_dir: None,
+            prefix_cache_disk: None,
+            park_memory: ByteSize::gib(1),
+            pause_spill: Some(Duration::from_secs(5)),
+            speculation: Speculation::default(),
+            deterministic: false,
+            _prefill_chunk: None,
             threads: None,
             threads_prefill: None,
+            sampler_threads: None,
             poll: 0,
             flash_attention: FlashAttention::Auto,
             mmap: true,
             mlock: false,
             gpu_layers: None,
             main_gpu: 0,
+            trusted: false,
+            isolation: Isolation::None,
+            embeddings: Embeddings::Auto,
+            pooling: Pooling::Auto,
+            embeddings_context: None,
+            embeddings_parallel: 4,
             chat_template: None,
             sampling: Sampling::default(),
+            adapters: Vec::new(),
         }
     }
 }
@@ -226,9 +306,6 @@ pub enum ModelError {
     /// A GGUF model has no script.
     #[error("`script` goes with `engine = \"scripted\"` only")]
     ScriptOfGguf,
-    /// Rows that never come together.
-    #[error("prefill_chunk = {0} must be a multiple of 64")]
-    ChunkAlignment(u32),
     /// A call must hold what is put into it.
     #[error("batch = {batch} must be at least {key} = {value}: one call computes that many rows")]
     BatchTooSmall {
@@ -239,6 +316,20 @@ pub enum ModelError {
         /// How much it asks for.
         value: u32,
     },
+    /// Half of a pair.
+    #[error("`prefix_cache_disk` needs `prefix_cache_dir`")]
+    DiskAlone,
+    /// What is on disk is fetched through memory.
+    #[error("`prefix_cache_dir` needs a `prefix_cache` in memory, which is 0")]
+    DiskWithoutMemory,
+    /// Bits of other types depend on the call.
+    #[error(
+        "deterministic = true keeps keys and values as bf16; leave kv_type_k and kv_type_v out"
+    )]
+    DeterministicTypes,
+    /// The bits of a pooled cache depend on who else is in it.
+    #[error("deterministic = true goes with kv_layout = \"split\" or \"auto\" only")]
+    DeterministicPool,
     /// llama.cpp refuses such a context.
     #[error("a quantized kv_type_v needs flash attention, which is off")]
     QuantizedWithoutFlash,
@@ -277,6 +368,9 @@ pub enum ModelError {
         /// What was written.
         value: u16,
     },
+    /// Names are told apart.
+    #[error("there are two adapters named {0}")]
+    TwoAdapters(ModelName),
     /// A part of a script that is larger than anybody needs and than clocks and buffers bear.
     #[error("the script's `{key}` is too large; at most {most}")]
     ScriptBound {
@@ -291,13 +385,29 @@ pub enum ModelError {
 }
 
 impl Settings {
-    fn check(&self) -> Result<(), ModelError> {
-        if !self.prefill_chunk.is_multiple_of(64) {
-            return Err(ModelError::ChunkAlignment(self.prefill_chunk));
+    /// The type of cached keys as they are stored. On a CPU, llama.cpp computes attention over halves in
+    /// three ways, by the rows and cells of a call, whose bits differ; over bfloat16 in one.
+    pub(super) fn stored_keys(&self) -> KvType {
+        if self.deterministic {
+            KvType::Bf16
+        } else {
+            self.kv_type_k
         }
+    }
+
+    /// The type of cached values as they are stored; see [`Settings::stored_keys`].
+    pub(super) fn stored_values(&self) -> KvType {
+        if self.deterministic {
+            KvType::Bf16
+        } else {
+            self.kv_type_v
+        }
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
         for (key, value) in [
-            ("prefill_chunk", self.prefill_chunk),
             ("parallel", self.parallel),
+            ("embeddings_parallel", self.embeddings_parallel),
         ] {
             if self.batch < value {
                 return Err(ModelError::BatchTooSmall {
@@ -306,6 +416,19 @@ impl Settings {
                     value,
                 });
             }
+        }
+        if self.prefix_cache_disk.is_some() && self.prefix_cache_dir.is_none() {
+            return Err(ModelError::DiskAlone);
+        }
+        if self.prefix_cache_dir.is_some() && self.prefix_cache.as_u64() == 0 {
+            return Err(ModelError::DiskWithoutMemory);
+        }
+        if self.deterministic && self.kv_layout == KvLayout::Unified {
+            return Err(ModelError::DeterministicPool);
+        }
+        let stable = |kind| matches!(kind, KvType::F16 | KvType::Bf16);
+        if self.deterministic && !(stable(self.kv_type_k) && stable(self.kv_type_v)) {
+            return Err(ModelError::DeterministicTypes);
         }
         let quantized = matches!(self.kv_type_v, KvType::Q8_0 | KvType::Q4_0);
         if quantized && self.flash_attention == FlashAttention::Off {
@@ -316,7 +439,7 @@ impl Settings {
             return Err(ModelError::NoGpu);
         }
         match (self.kv_layout, self.kv_cells, self.context) {
-            (KvLayout::Split, Some(_), _) => return Err(ModelError::CellsOfSplit),
+            (KvLayout::Split | KvLayout::Auto, Some(_), _) => return Err(ModelError::CellsOfSplit),
             (KvLayout::Unified, Some(cells), Some(context)) if cells < context => {
                 return Err(ModelError::TooFewCells {
                     cells: cells.get(),
@@ -335,59 +458,21 @@ impl Settings {
                 return Err(ModelError::TooManyThreads { key, value });
             }
         }
+        for (at, adapter) in self.adapters.iter().enumerate() {
+            if self.adapters[..at].iter().any(|a| a.name == adapter.name) {
+                return Err(ModelError::TwoAdapters(adapter.name.clone()));
+            }
+        }
         Ok(self.sampling.check()?)
     }
 }
 
-impl Script {
-    /// Most tokens, and the last one that anything can be said about.
-    pub(super) const MAX_TOKENS: u32 = 100_000_000;
-    /// Most bytes of text per token: what a source makes at once stays small.
-    pub(super) const MAX_TOKEN_BYTES: u32 = 4096;
-    /// Longest time of any kind.
-    pub(super) const MAX_TIME: Duration = Duration::from_hours(24);
-
-    /// Whether the script can be played.
-    pub(super) fn check(&self) -> Result<(), ModelError> {
-        let times = [
-            ("first", Some(self.first)),
-            ("pace", Some(self.pace)),
-            ("stall", self.stall),
-        ];
-        for (key, time) in times {
-            if time.is_some_and(|time| time > Self::MAX_TIME) {
-                return Err(ModelError::ScriptBound { key, most: "1 day" });
-            }
-        }
-        if self.tokens.get() > Self::MAX_TOKENS {
-            return Err(ModelError::ScriptBound {
-                key: "tokens",
-                most: "100000000",
-            });
-        }
-        if self.token_bytes.get() > Self::MAX_TOKEN_BYTES {
-            return Err(ModelError::ScriptBound {
-                key: "token_bytes",
-                most: "4096",
-            });
-        }
-        if self.stall_at.is_some() != self.stall.is_some() {
-            return Err(ModelError::HalfStall);
-        }
-        if self.fail_kind.is_some() && self.fail_at.is_none() {
-            return Err(ModelError::FailKindAlone);
-        }
-        if self.text.as_ref().is_some_and(String::is_empty) {
-            return Err(ModelError::EmptyText);
-        }
-        Ok(())
-    }
-}
-
 /// How sequences share the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvLayout {
+    /// Split, until most of what is live is shared by several sequences.
+    Auto,
     /// Each sequence has `context` cells of its own.
     Split,
     /// All sequences share one pool of `kv_cells` cells.
@@ -395,7 +480,7 @@ pub enum KvLayout {
 }
 
 /// The type of cached keys or values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
     /// 32-bit floating point.
@@ -410,8 +495,30 @@ pub enum KvType {
     Q4_0,
 }
 
+/// Where a GGUF model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// In this process.
+    None,
+    /// In a process of its own, which can fail or be taken over alone.
+    Process,
+}
+
+/// Where tokens come from that are computed on a guess.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculation {
+    /// Nothing is guessed.
+    Off,
+    /// What followed the same words earlier in the prompt or the answer, while that pays. Never in
+    /// deterministic mode.
+    #[default]
+    Lookup,
+}
+
 /// Whether to use flash attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlashAttention {
     /// Where the backend supports it.
@@ -423,15 +530,37 @@ pub enum FlashAttention {
 }
 
 /// `[engine]`: what concerns the whole process, set once when llama.cpp starts.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Process {
     /// Placement on machines with several memory nodes.
     pub numa: Numa,
+    /// How long one step may take while streams run: prompts are cut so that they fit into what decoding
+    /// leaves of it, at least 64 tokens at a time.
+    #[serde(with = "humantime_serde")]
+    pub max_step: Duration,
+    /// How long trying a model in a process of its own may take, or loading it there; not zero.
+    #[serde(deserialize_with = "some_time")]
+    pub canary_timeout: Duration,
+    /// The file of this program, to start such a process from; not a setting. Without it, none is
+    /// started.
+    #[serde(skip)]
+    pub program: Option<PathBuf>,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self {
+            numa: Numa::default(),
+            max_step: Duration::from_millis(100),
+            canary_timeout: Duration::from_mins(5),
+            program: None,
+        }
+    }
 }
 
 /// Placement on machines with several memory nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Numa {
     /// Leave threads where the kernel puts them.
@@ -443,75 +572,44 @@ pub enum Numa {
     Isolate,
 }
 
-/// `[models.script]`: what the scripted engine plays.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Script {
-    /// Repeated as often as needed; absent repeats one sentence.
-    pub text: Option<String>,
-    /// Tokens per choice, unless the request asks for fewer; at most 100 million.
-    pub tokens: NonZeroU32,
-    /// Bytes of text per token, at most 4096.
-    pub token_bytes: NonZeroU32,
-    /// From the start to the first token; like every time here, at most a day.
-    #[serde(with = "humantime_serde")]
-    pub first: Duration,
-    /// Between two tokens.
-    #[serde(with = "humantime_serde")]
-    pub pace: Duration,
-    /// Pause once before this token, counted from 0; goes with `stall`.
-    pub stall_at: Option<u32>,
-    /// How long that pause is.
-    #[serde(with = "humantime_serde")]
-    pub stall: Option<Duration>,
-    /// Fail instead of giving this token, counted from 0.
-    pub fail_at: Option<u32>,
-    /// What that failure is; absent is `internal`.
-    pub fail_kind: Option<FailKind>,
-}
+/// A setting that there was once. Nobody can make one: using it fails with what took its place.
+#[derive(Clone, Debug, PartialEq)]
+enum Gone {}
 
-impl Default for Script {
-    fn default() -> Self {
-        Self {
-            text: None,
-            tokens: const { NonZeroU32::new(64).unwrap() },
-            token_bytes: const { NonZeroU32::new(4).unwrap() },
-            first: Duration::ZERO,
-            pace: Duration::ZERO,
-            stall_at: None,
-            stall: None,
-            fail_at: None,
-            fail_kind: None,
-        }
+impl<'de> Deserialize<'de> for Gone {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom(
+            "`prefill_chunk` is gone: prompts are cut to fit `engine.max_step`",
+        ))
     }
 }
 
-/// The failures that a script can play.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailKind {
-    /// A defect on our side.
-    Internal,
-    /// A remote server failed.
-    Upstream,
-    /// No capacity.
-    Overloaded,
-    /// A deadline passed.
-    Deadline,
-    /// Not loaded yet.
-    NotReady,
+/// A duration above zero.
+fn some_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let time: Duration = humantime_serde::deserialize(deserializer)?;
+    if time.is_zero() {
+        return Err(D::Error::custom("0s is out of range; must be longer"));
+    }
+    Ok(time)
 }
 
-impl From<FailKind> for Kind {
-    fn from(kind: FailKind) -> Self {
-        match kind {
-            FailKind::Internal => Self::Internal,
-            FailKind::Upstream => Self::Upstream,
-            FailKind::Overloaded => Self::Overloaded,
-            FailKind::Deadline => Self::Deadline,
-            FailKind::NotReady => Self::NotReady,
-        }
+fn once() -> f32 {
+    1.0
+}
+
+fn adapter_scale<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let scale = f32::deserialize(deserializer)?;
+    if !ADAPTER_SCALE.contains(&scale) {
+        let (least, most) = ADAPTER_SCALE.into_inner();
+        return Err(D::Error::custom(format_args!(
+            "{scale} is out of range; must be between {least} and {most}"
+        )));
     }
+    Ok(scale)
+}
+
+fn sampler_threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    within::<_, 0, 64>(deserializer).map(Some)
 }
 
 /// A number between two bounds, both included.
@@ -576,6 +674,7 @@ mod tests {
                 .contains("only")
         );
         assert!(read("name = 'm'\npath = 'm'\n[script]\ntokens = 1").is_err());
+        assert!(read(&format!("{scripted}[[adapters]]\nname = 'a'\npath = 'a'")).is_err());
         assert!(read(&format!("{scripted}[script]\nstall_at = 3")).is_err());
         for large in [
             "first = '2days'",
@@ -597,11 +696,23 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_takes_some_time() {
+        let read = |text: &str| toml::from_str::<Process>(text);
+        assert!(read("canary_timeout = '0s'").is_err());
+        let process = read("canary_timeout = '2s'").unwrap();
+        assert_eq!(process.canary_timeout, Duration::from_secs(2));
+        assert_eq!(read("").unwrap(), Process::default());
+    }
+
+    #[test]
     fn settings_must_fit_each_other() {
         let gguf = "name = 'm'\npath = 'm'\n";
         for bad in [
-            "prefill_chunk = 100",
-            "batch = 64",
+            "prefill_chunk = 128",
+            "batch = 63",
+            "prefix_cache_disk = '1GiB'",
+            "prefix_cache_dir = 'x'\nprefix_cache = 0",
+            "kv_layout = 'unified'\ndeterministic = true",
             "batch = 128\nparallel = 200",
             "kv_type_v = 'q8_0'\nflash_attention = 'off'",
             "parallel = 0",
@@ -617,6 +728,12 @@ mod tests {
             "kv_layout = 'unified'\ncontext = 4096\nkv_cells = 2048",
             "threads = 513",
             "threads_prefill = 513",
+            "sampler_threads = 65",
+            "[[adapters]]\nname = 'a'",
+            "[[adapters]]\nname = 'a:b'\npath = 'a'",
+            "[[adapters]]\nname = 'a'\npath = 'a'\nscale = nan",
+            "[[adapters]]\nname = 'a'\npath = 'a'\nscale = -101.0",
+            "[[adapters]]\nname = 'a'\npath = 'a'\n[[adapters]]\nname = 'a'\npath = 'b'",
         ] {
             assert!(read(&format!("{gguf}{bad}")).is_err(), "{bad}");
         }
@@ -632,5 +749,13 @@ mod tests {
             ))
             .is_ok()
         );
+        let Backing::Gguf { settings, .. } =
+            read(&format!("{gguf}[[adapters]]\nname = 'a'\npath = 'b'"))
+                .unwrap()
+                .backing
+        else {
+            panic!("not a GGUF");
+        };
+        assert!((settings.adapters[0].scale - 1.0).abs() < f32::EPSILON);
     }
 }

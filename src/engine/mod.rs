@@ -1,18 +1,25 @@
 //! Where tokens come from.
 //!
-//! An [`Engine`] turns a [`Request`] into [`Source`]s. `llama/` runs a GGUF model in this process;
-//! `scripted.rs` plays exact tokens at exact times. Nothing above this folder knows which is which.
+//! An [`Engine`] turns a [`Request`] into [`Source`]s. `llama/` runs a GGUF model in this process,
+//! `isolated/` in a process of its own; `scripted.rs` plays exact tokens at exact times. Nothing above this folder knows which is which.
 
+mod child;
 pub mod config;
+pub mod isolated;
 pub mod llama;
 mod ring;
 pub mod scripted;
 mod text;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
-use crate::generation::{BoxFuture, Failure, Input, Request, Source, Usage};
+use serde::{Deserialize, Serialize};
+
+use crate::generation::{
+    BoxFuture, EmbedRequest, Failure, Input, Request, RerankRequest, Scores, Source, Usage, Vectors,
+};
 use crate::telemetry::ModelMetrics;
 
 /// One ready model.
@@ -41,6 +48,39 @@ pub trait Engine: Send + Sync {
     /// `Invalid` for an id outside the vocabulary.
     fn pieces<'a>(&'a self, tokens: &'a [u32]) -> BoxFuture<'a, Result<Vec<Vec<u8>>, Failure>>;
 
+    /// The adapters that requests may name, oldest first.
+    fn adapters(&self) -> Vec<AdapterCard> {
+        Vec::new()
+    }
+
+    /// Loads an adapter for the requests to come. Streams go on meanwhile.
+    ///
+    /// # Errors
+    /// `Invalid` says what is wrong with the file, or that the name is taken.
+    fn add_adapter(&self, _: config::Adapter) -> BoxFuture<'_, Result<AdapterCard, Failure>> {
+        Box::pin(std::future::ready(Err(no_adapters())))
+    }
+
+    /// Takes an adapter from the requests to come; those that began with it end with it.
+    ///
+    /// # Errors
+    /// `NotFound` names the adapters that there are.
+    fn remove_adapter(&self, _name: &str) -> Result<AdapterCard, Failure> {
+        Err(no_adapters())
+    }
+    /// The vectors of some texts. Dropping the future cancels: what is not computed by then never is.
+    ///
+    /// # Errors
+    /// `Invalid` for what this model cannot do, `ContextExceeded` for an input that is too long,
+    /// `Overloaded` when too many are waiting.
+    fn embed<'a>(&'a self, request: &'a EmbedRequest) -> BoxFuture<'a, Result<Vectors, Failure>>;
+
+    /// How well some documents answer a query. Dropping the future cancels.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`].
+    fn rerank<'a>(&'a self, request: &'a RerankRequest) -> BoxFuture<'a, Result<Scores, Failure>>;
+
     /// False once the engine has ended although nobody stopped it: it will never answer again.
     fn is_alive(&self) -> bool;
 
@@ -51,9 +91,14 @@ pub trait Engine: Send + Sync {
     fn stop(&self) -> BoxFuture<'_, ()>;
 }
 
+fn no_adapters() -> Failure {
+    Failure::invalid("lora", "This model takes no adapters.")
+}
+
 /// A request under way.
 pub struct Started {
-    /// Prompt tokens, and how many of them were cached.
+    /// Prompt tokens. Which of them were cached is known when a sequence is admitted; its source
+    /// tells ([`crate::generation::Burst::cached`]).
     pub usage: Usage,
     /// One per choice, in order.
     pub sources: Vec<Box<dyn Source>>,
@@ -85,10 +130,59 @@ pub struct Card {
     pub parameters: Option<u64>,
     /// Size of the weights in bytes, when known.
     pub bytes: Option<u64>,
+    /// The model that this is an adapter of, if it is one.
+    pub parent: Option<Arc<str>>,
+    /// Whether a request's seed alone decides its text, whoever else is served.
+    pub deterministic: bool,
+}
+
+impl Card {
+    /// The model with one of its adapters, as a model of its own.
+    #[must_use]
+    pub fn with_adapter(&self, adapter: &AdapterCard) -> Self {
+        Self {
+            name: format!("{}:{}", self.name, adapter.name).into(),
+            created: adapter.created,
+            parent: Some(self.name.clone()),
+            ..self.clone()
+        }
+    }
+}
+
+/// What is fixed about a loaded adapter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdapterCard {
+    /// Its number among the model's; never given twice.
+    pub id: u32,
+    /// Its name in requests, behind the model's and a colon.
+    pub name: Arc<str>,
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// Its scale where a request gives none.
+    pub scale: f32,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+    /// The largest rank among its matrices.
+    pub rank: u64,
+    /// How many of the model's matrices it changes.
+    pub matrices: usize,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of its contents, in hexadecimal digits.
+    pub hash: Arc<str>,
+}
+
+/// How a KV cache is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// `split` or `unified`.
+    pub name: &'static str,
+    /// Why that one.
+    pub reason: &'static str,
 }
 
 /// A model's moving figures.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Gauges {
     /// Sequences in prefill or decode.
     pub running: u32,
@@ -98,10 +192,31 @@ pub struct Gauges {
     pub paused: u32,
     /// How often a sequence has left the batch because its reader was behind.
     pub pauses: u64,
+    /// Draft tokens that were tried.
+    pub drafted: u64,
+    /// Draft tokens that were right.
+    pub accepted_drafts: u64,
+    /// Sequences that were set aside, with their K/V in host memory.
+    pub parked: u32,
+    /// How often a sequence has been set aside.
+    pub parks: u64,
+    /// KV cells that hold nothing but cached prefixes.
+    pub kv_idle: u64,
+    /// Bytes of cached prefixes in host memory.
+    pub prefix_bytes: u64,
+    /// Prompt tokens that were found in the cache of prefixes.
+    pub prefix_hits: u64,
+    /// How the KV cache is laid out, and why; empty where there is none.
+    #[serde(skip)]
+    pub layout: Layout,
     /// KV cells in use.
     pub kv_used: u64,
     /// KV cells in all.
     pub kv_capacity: u64,
+    /// Threads of the last decode step; 0 before the first, and where none compute.
+    pub threads_decode: u32,
+    /// Threads of the last chunk of prompts.
+    pub threads_prefill: u32,
 }
 
 /// A model's loading, as it is seen and stopped from elsewhere.
@@ -227,6 +342,21 @@ impl Plan {
         loading: &Arc<Loading>,
     ) -> Result<Arc<dyn Engine>, llama::LoadError> {
         match &self.backing {
+            Planned::Llama {
+                weights: llama::Weights::File(path),
+                settings,
+            } if settings.isolation == config::Isolation::Process => {
+                let engine = isolated::IsolatedEngine::load(
+                    &self.name,
+                    path,
+                    settings,
+                    &self.process,
+                    self.ring,
+                    metrics,
+                    loading,
+                )?;
+                Ok(engine)
+            }
             Planned::Llama { weights, settings } => {
                 let engine = llama::LlamaEngine::load(
                     &self.name,

@@ -80,6 +80,8 @@ pub(crate) struct Ring {
     paused: AtomicBool,
     cancelled: AtomicBool,
     end: OnceLock<End>,
+    /// Prompt tokens that the engine did not have to compute.
+    cached: AtomicU32,
     reader: AtomicWaker,
     engine: Bell,
 }
@@ -101,12 +103,23 @@ impl Ring {
             paused: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             end: OnceLock::new(),
+            cached: AtomicU32::new(0),
             reader: AtomicWaker::new(),
             engine,
         })
     }
 
     // === the engine's side ===
+
+    /// Tokens that fit now.
+    pub(crate) fn room(&self) -> u32 {
+        self.capacity - self.len()
+    }
+
+    /// Notes how many prompt tokens need not be computed.
+    pub(crate) fn set_cached(&self, tokens: u32) {
+        self.cached.store(tokens, Relaxed);
+    }
 
     /// Whether a token fits. If not, the ring is marked as paused until the reader has caught up.
     pub(crate) fn has_room(&self) -> bool {
@@ -172,6 +185,11 @@ impl Ring {
     /// empty ring is the end.
     pub(crate) fn ended(&self) -> Option<&End> {
         self.end.get()
+    }
+
+    /// Prompt tokens that were not computed; final once there is a token or an end.
+    pub(crate) fn cached(&self) -> u32 {
+        self.cached.load(Relaxed)
     }
 
     /// Takes the oldest token; its alternatives replace the contents of `top`.

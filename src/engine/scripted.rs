@@ -8,6 +8,8 @@
 //! The script comes from the configuration, and a request can change it through the model's name:
 //! `scripted?tokens=100&pace=20ms&fail_at=7`.
 
+mod vectors;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -19,12 +21,14 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::config::{FailKind, Script};
 use super::text::{Flow, TextAssembler};
 use super::{Card, Engine, Gauges, Started, TokenizeOptions};
 use crate::generation::{
-    BoxFuture, Burst, Cancel, Failure, Finish, Input, Kind, Request, Source, Usage, clock,
+    BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Input, Kind, Request, RerankRequest,
+    Scores, Source, Usage, Vectors, clock,
 };
 
 /// Most tokens a script may play.
@@ -46,6 +50,8 @@ pub struct ScriptedEngine {
     script: Script,
     ring: u32,
     counters: Arc<Counters>,
+    /// Cancelled when a script makes the engine die.
+    death: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -68,23 +74,74 @@ impl ScriptedEngine {
                 context_trained: None,
                 parameters: None,
                 bytes: None,
+                parent: None,
+                deterministic: true,
             },
             script,
             ring: u32::try_from(ring).unwrap_or(u32::MAX),
             counters: Arc::default(),
+            death: CancellationToken::new(),
         }
     }
 
+    /// The script, with the changes that a model's name asks for.
+    fn script(&self, model: &str) -> Result<Script, Failure> {
+        match model.split_once('?') {
+            Some((_, changes)) => changed(&self.script, changes),
+            None => Ok(self.script.clone()),
+        }
+    }
+
+    async fn vectors(&self, request: &EmbedRequest) -> Result<Vectors, Failure> {
+        let play = Play::new(self.script(&request.model)?, None);
+        let (mut numbers, mut tokens) = (Vec::new(), 0);
+        for (at, input) in request.inputs.iter().enumerate() {
+            let place = |failure: Failure| failure.with_param(format!("input[{at}]"));
+            // Tokens are bytes here.
+            let bytes: Vec<u8> = bytes_of(input)
+                .map_err(place)?
+                .into_iter()
+                .map(|token| u8::try_from(token).unwrap_or(u8::MAX))
+                .collect();
+            tokens += bytes.len();
+            vectors::push(&bytes, &mut numbers);
+        }
+        vectors::play(&play).await?;
+        Vectors::finish(numbers, vectors::WIDTH, read(tokens), request)
+    }
+
+    async fn scores(&self, request: &RerankRequest) -> Result<Scores, Failure> {
+        let play = Play::new(self.script(&request.model)?, None);
+        let query = request.query.as_bytes();
+        let documents = request.documents.iter();
+        let scores = documents
+            .clone()
+            .map(|document| vectors::score(query, document.as_bytes()))
+            .collect();
+        let tokens = documents.map(|document| query.len() + document.len()).sum();
+        vectors::play(&play).await?;
+        Scores::finish(scores, read(tokens))
+    }
+
     fn play(&self, request: &Request) -> Result<Started, Failure> {
-        let script = match request.model.split_once('?') {
-            Some((_, changes)) => changed(&self.script, changes)?,
-            None => self.script.clone(),
-        };
+        if !self.is_alive() {
+            return Err(dead());
+        }
+        let script = self.script(&request.model)?;
         if request.logprobs.is_some() {
             return Err(Failure::invalid(
                 "logprobs",
                 "A scripted model has no log-probabilities.",
             ));
+        }
+        if let Some(constraint) = &request.constraint {
+            return Err(Failure::invalid(
+                constraint.field,
+                "A scripted model says what its script says: it follows no schema or grammar.",
+            ));
+        }
+        if !request.adapters.is_empty() {
+            return Err(super::no_adapters());
         }
         let mut prompt_tokens = 0u32;
         for input in &request.inputs {
@@ -103,6 +160,8 @@ impl ScriptedEngine {
                 text: TextAssembler::new(&request.stop),
                 sleep: None,
                 running: Running::new(&self.counters),
+                death: self.death.clone(),
+                died: Box::pin(self.death.clone().cancelled_owned()),
             }) as Box<dyn Source>
         });
         Ok(Started {
@@ -140,8 +199,16 @@ impl Engine for ScriptedEngine {
         Box::pin(std::future::ready(tokens.iter().map(piece).collect()))
     }
 
+    fn embed<'a>(&'a self, request: &'a EmbedRequest) -> BoxFuture<'a, Result<Vectors, Failure>> {
+        Box::pin(self.vectors(request))
+    }
+
+    fn rerank<'a>(&'a self, request: &'a RerankRequest) -> BoxFuture<'a, Result<Scores, Failure>> {
+        Box::pin(self.scores(request))
+    }
+
     fn is_alive(&self) -> bool {
-        true
+        !self.death.is_cancelled()
     }
 
     fn gauges(&self) -> Gauges {
@@ -154,6 +221,18 @@ impl Engine for ScriptedEngine {
 
     fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
+    }
+}
+
+fn dead() -> Failure {
+    Failure::internal("the script says that the engine dies here")
+}
+
+/// The usage of a request that only reads.
+fn read(tokens: usize) -> Usage {
+    Usage {
+        prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+        ..Usage::default()
     }
 }
 
@@ -188,6 +267,7 @@ struct Play {
     pace: Duration,
     stall: Option<(u32, Duration)>,
     fail: Option<(u32, Kind)>,
+    die: Option<u32>,
 }
 
 impl Play {
@@ -214,6 +294,7 @@ impl Play {
             fail: script
                 .fail_at
                 .map(|at| (at, script.fail_kind.unwrap_or(FailKind::Internal).into())),
+            die: script.die_at,
         }
     }
 
@@ -281,6 +362,9 @@ struct ScriptedSource {
     text: TextAssembler,
     sleep: Option<Pin<Box<Sleep>>>,
     running: Arc<Running>,
+    /// Ends every stream of the engine.
+    death: CancellationToken,
+    died: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl ScriptedSource {
@@ -323,6 +407,10 @@ impl ScriptedSource {
 
 impl Source for ScriptedSource {
     fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()> {
+        if self.died.as_mut().poll(cx).is_ready() {
+            burst.failed(dead());
+            return Poll::Ready(());
+        }
         if let Some(sleep) = &mut self.sleep {
             ready!(sleep.as_mut().poll(cx));
         }
@@ -335,6 +423,11 @@ impl Source for ScriptedSource {
                 && self.due(self.next) <= now
             {
                 burst.failed(Failure::new(kind, "The script says that this fails here."));
+                return Poll::Ready(());
+            }
+            if self.play.die.is_some_and(|at| self.next >= at) && self.due(self.next) <= now {
+                self.death.cancel();
+                burst.failed(dead());
                 return Poll::Ready(());
             }
             if self.next >= self.play.tokens {
@@ -408,6 +501,7 @@ fn changed(script: &Script, changes: &str) -> Result<Script, Failure> {
             "stall_at" => script.stall_at = Some(count()?),
             "stall" => script.stall = Some(time()?),
             "fail_at" => script.fail_at = Some(count()?),
+            "die_at" => script.die_at = Some(count()?),
             "fail_kind" => {
                 let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(value);
                 let kind =

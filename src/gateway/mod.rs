@@ -4,12 +4,14 @@
 //! functions, in the order in which they stand here.
 
 pub mod settings;
+mod vectors;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use self::settings::{Deadlines, Limits, Stream};
 use crate::engine::{Card, Engine, TokenizeOptions};
@@ -48,6 +50,8 @@ pub struct Gateway {
     deadlines: Deadlines,
     stall_timeout: Duration,
     phase: AtomicU8,
+    /// Cancelled with [`Phase::Over`], for what is no stream that could be cut.
+    over: CancellationToken,
 }
 
 impl Gateway {
@@ -72,6 +76,7 @@ impl Gateway {
             deadlines,
             stall_timeout: stream.stall_timeout,
             phase: AtomicU8::new(0),
+            over: CancellationToken::new(),
         })
     }
 
@@ -107,6 +112,7 @@ impl Gateway {
             id: request.id,
             accepted_at,
             usage: started.usage,
+            deterministic: engine.card().deterministic,
             deadlines: request.deadlines,
             stall_timeout: self.stall_timeout,
             recorder,
@@ -142,11 +148,11 @@ impl Gateway {
         self.watch.cancel(id, &failure)
     }
 
-    /// The models that can be used now.
+    /// The models that have been ready, each with its adapters behind it, and with why it cannot be used
+    /// now, if so.
     #[must_use]
-    pub fn models(&self) -> Vec<Card> {
-        let engines = self.registry.ready();
-        engines.iter().map(|engine| engine.card().clone()).collect()
+    pub fn models(&self) -> Vec<(Card, Option<String>)> {
+        self.registry.cards()
     }
 
     /// The name under which a request for `model` is served; empty means the default model.
@@ -232,6 +238,9 @@ impl Gateway {
     /// Goes on to a later phase.
     pub fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, SeqCst);
+        if phase == Phase::Over {
+            self.over.cancel();
+        }
     }
 
     /// Ends the open streams with an error and lets no more begin; returns how many there were.

@@ -105,6 +105,7 @@ pub struct Burst {
     scored: Vec<ScoredEntry>,
     alternatives: Vec<ScoredEntry>,
     pub(super) times: Vec<(u32, u64)>,
+    pub(super) cached: u32,
 }
 
 impl Burst {
@@ -129,6 +130,7 @@ impl Burst {
             scored: Vec::new(),
             alternatives: Vec::new(),
             times: Vec::new(),
+            cached: 0,
         }
     }
 
@@ -140,6 +142,7 @@ impl Burst {
         self.scored.clear();
         self.alternatives.clear();
         self.times.clear();
+        self.cached = 0;
     }
 
     /// Tokens that may still be added.
@@ -158,6 +161,18 @@ impl Burst {
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.times.len()
+    }
+
+    /// Each token counted in this burst: its choice, and when it was generated.
+    #[must_use]
+    pub fn times(&self) -> &[(u32, u64)] {
+        &self.times
+    }
+
+    /// Prompt tokens counted in this burst as cached.
+    #[must_use]
+    pub fn cached_tokens(&self) -> u32 {
+        self.cached
     }
 
     /// The events, in order.
@@ -206,6 +221,12 @@ impl Burst {
     /// comes of it now.
     pub fn token(&mut self, choice: u32, at: u64) {
         self.times.push((choice, at));
+    }
+
+    /// Counts prompt tokens whose K/V was not computed for this request, because an earlier or a
+    /// running one had done so.
+    pub fn cached(&mut self, tokens: u32) {
+        self.cached = self.cached.saturating_add(tokens);
     }
 
     /// The text buffer, to append to; then call [`Burst::text`] with the length it had before.

@@ -10,10 +10,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Outcome;
 
 /// What kind of thing went wrong. `wire/failure.rs` holds the only table from kind to status codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// The request is malformed or asks for something that cannot be.
     Invalid,

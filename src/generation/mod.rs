@@ -7,6 +7,7 @@
 //! * [`Burst`]: the events that are ready now, in one reusable buffer; an encoder walks it.
 //! * [`Source`]: one choice of one request, as an engine produces it.
 //! * [`TokenStream`]: the receiver that carries bursts up. It owns permits, outcome and cancellation.
+//! * [`EmbedRequest`] and [`RerankRequest`]: texts to vectors, documents to scores.
 //! * [`Failure`]: one fact that went wrong, fit to be dressed by any dialect.
 //! * [`Watch`]: deadlines and stalled readers, for streams that nobody polls.
 
@@ -17,6 +18,7 @@ mod outcome;
 pub mod ranges;
 mod request;
 mod stream;
+pub mod vectors;
 mod watch;
 
 use std::pin::Pin;
@@ -25,9 +27,11 @@ pub use burst::{Burst, Event, Scored, TokenLogprob};
 pub use failure::{Failure, Kind, chain};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
 pub use request::{
-    Caller, Deadlines, Dry, Input, Message, Mirostat, Request, RequestId, Role, Sampling, Xtc,
+    AdapterRef, Caller, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat,
+    Request, RequestId, Role, Sampling, UseAdapter, Xtc,
 };
 pub use stream::{Cancel, Opening, Permit, Source, TokenStream};
+pub use vectors::{EmbedRequest, RerankRequest, Scores, Vectors};
 pub use watch::{Watch, WatchGuard};
 
 /// A boxed future, for the few traits that must be object safe.

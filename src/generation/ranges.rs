@@ -1,4 +1,4 @@
-//! What sampling settings may be: one table for the configuration, the dialects and the engine.
+//! What sampling settings and adapters' scales may be: one table for the configuration, the dialects and the engine.
 //!
 //! A dialect checks each field against these under the field's own name; the configuration checks a
 //! whole [`Sampling`] with [`Sampling::check`], and so does the engine before it relies on it.
@@ -36,6 +36,10 @@ pub const MAX_BREAKER_BYTES: usize = 40;
 pub const MIROSTAT_TAU: RangeInclusive<f32> = 0.0..=100.0;
 /// Mirostat's `eta`.
 pub const MIROSTAT_ETA: RangeInclusive<f32> = 0.0..=1.0;
+/// The scale of an adapter: how many times what it was trained to add is added.
+pub const ADAPTER_SCALE: RangeInclusive<f32> = -100.0..=100.0;
+/// Most adapters that one request computes with at once: each adds two products to every matrix.
+pub const MAX_ADAPTERS: usize = 4;
 
 /// A sampling setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// `x-request-id`: the caller's own when it is printable ASCII of at most 128 bytes, else ours.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
@@ -44,18 +44,33 @@ impl fmt::Display for RequestId {
 }
 
 /// Who asks.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Caller {
     /// The peer's address, where the transport has one.
     pub address: Option<IpAddr>,
+    /// Who the caller has proved to be. Callers with different identities share no cached prefix;
+    /// those without one share theirs.
+    pub identity: Option<Arc<str>>,
+}
+
+/// How urgent a request is, relative to others that wait for the same model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Class {
+    /// Takes what others leave; may be set aside for them.
+    Background,
+    /// As most.
+    #[default]
+    Normal,
+    /// Somebody is waiting for it.
+    Interactive,
 }
 
 /// Who speaks in a chat message, as the template is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Role(pub String);
 
 /// One chat message, with its content flattened to text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, …
     pub role: Role,
@@ -66,7 +81,7 @@ pub struct Message {
 }
 
 /// What the model is to continue.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     /// A conversation, rendered through the model's chat template.
     Chat(Vec<Message>),
@@ -77,7 +92,7 @@ pub enum Input {
 }
 
 /// One generation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
     /// Identifies the request in headers, logs and `cancel`.
     pub id: RequestId,
@@ -97,11 +112,38 @@ pub struct Request {
     pub sampling: Sampling,
     /// Log-probabilities wanted: `Some(k)` reports each token's and the `k` likeliest.
     pub logprobs: Option<u8>,
+    /// Adapters to compute with, beside the one that `model` may name.
+    pub adapters: Vec<UseAdapter>,
+    /// How urgent it is.
+    pub class: Class,
+    /// What every choice must match; `None` lets the model say what it likes.
+    #[serde(skip)]
+    pub constraint: Option<Constraint>,
     /// How long the caller is willing to wait; absent fields take the server's.
     pub deadlines: Deadlines,
 }
 
 impl Request {
+    /// One choice of one input for nobody in particular, with the defaults of the default model.
+    #[must_use]
+    pub fn new(input: Input) -> Self {
+        Self {
+            id: RequestId::random(),
+            caller: Caller::default(),
+            model: String::new(),
+            inputs: vec![input],
+            n: 1,
+            max_tokens: None,
+            stop: Vec::new(),
+            sampling: Sampling::default(),
+            logprobs: None,
+            adapters: Vec::new(),
+            class: Class::default(),
+            constraint: None,
+            deadlines: Deadlines::default(),
+        }
+    }
+
     /// Choices in all.
     #[must_use]
     pub fn choices(&self) -> usize {
@@ -109,8 +151,55 @@ impl Request {
     }
 }
 
+/// What a generation must match, and who asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Constraint {
+    /// The field of the request that asks for it, for failures to name.
+    pub field: &'static str,
+    /// What is to be matched.
+    pub grammar: Grammar,
+}
+
+/// A language that a generation must belong to, as text, unread.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON value that validates against a schema.
+    JsonSchema {
+        /// The schema, as JSON.
+        schema: String,
+        /// Refuse a schema with keywords that cannot be followed; otherwise they are ignored.
+        strict: bool,
+    },
+    /// A regular expression that matches the whole text.
+    Regex(String),
+    /// A grammar in llguidance's variant of Lark.
+    Lark(String),
+    /// A grammar in GBNF, as llama.cpp reads it.
+    Gbnf(String),
+}
+
+/// One adapter as a request asks for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UseAdapter {
+    /// Which one.
+    pub adapter: AdapterRef,
+    /// How strongly it changes the model; absent takes the adapter's own.
+    pub scale: Option<f32>,
+}
+
+/// How a request says which adapter it means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdapterRef {
+    /// By its name.
+    Name(String),
+    /// By the number under which the model lists it.
+    Id(u32),
+}
+
 /// How long each part of a request may take. `None` means no bound (or, in a request, the server's).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadlines {
     /// In the waiting queue.
     pub queue: Option<Duration>,

@@ -42,8 +42,10 @@ pub struct Opening {
     pub id: RequestId,
     /// When the request was accepted ([`clock::task_micros`]).
     pub accepted_at: u64,
-    /// Tokens of the prompt(s), and how many of them were cached.
+    /// Tokens of the prompt(s). Those that were cached are counted as the sources tell of them.
     pub usage: Usage,
+    /// Whether the request's seed alone decides the text.
+    pub deterministic: bool,
     /// Bounds on time. `queue` is the engine's business and ignored here.
     pub deadlines: Deadlines,
     /// How long the reader may leave what it was handed without asking for more.
@@ -84,6 +86,7 @@ impl TokenStream {
             id: opening.id,
             accepted_at: opening.accepted_at,
             usage: opening.usage,
+            deterministic: opening.deterministic,
             deadlines: opening.deadlines,
             stall_timeout: opening.stall_timeout,
             waker: AtomicWaker::new(),
@@ -93,6 +96,7 @@ impl TokenStream {
             first_at: AtomicU64::new(0),
             last_at: AtomicU64::new(0),
             tokens: AtomicU32::new(0),
+            cached: AtomicU32::new(opening.usage.cached_tokens),
             max_gap: AtomicU32::new(0),
             ledger: Mutex::new(Some(Ledger {
                 recorder: opening.recorder.clone(),
@@ -119,13 +123,16 @@ impl TokenStream {
         &self.shared.id
     }
 
+    /// Whether the request's seed alone decides the text.
+    #[must_use]
+    pub fn is_deterministic(&self) -> bool {
+        self.shared.deterministic
+    }
+
     /// Tokens so far.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        Usage {
-            completion_tokens: self.shared.tokens.load(Relaxed),
-            ..self.shared.usage
-        }
+        self.shared.usage()
     }
 
     /// Replaces the contents of `burst` by what is ready. `Ready(false)` means that the stream is
@@ -218,6 +225,9 @@ impl TokenStream {
 
     fn count(&mut self, burst: &Burst) {
         let shared = &self.shared;
+        if burst.cached > 0 {
+            shared.cached.fetch_add(burst.cached, Relaxed);
+        }
         let Some(&(_, last)) = burst.times.last() else {
             return;
         };
@@ -286,6 +296,7 @@ pub(super) struct Shared {
     pub(super) id: RequestId,
     accepted_at: u64,
     usage: Usage,
+    deterministic: bool,
     deadlines: Deadlines,
     stall_timeout: Duration,
     waker: AtomicWaker,
@@ -297,11 +308,20 @@ pub(super) struct Shared {
     first_at: AtomicU64,
     last_at: AtomicU64,
     tokens: AtomicU32,
+    cached: AtomicU32,
     max_gap: AtomicU32,
     ledger: Mutex<Option<Ledger>>,
 }
 
 impl Shared {
+    fn usage(&self) -> Usage {
+        Usage {
+            completion_tokens: self.tokens.load(Relaxed),
+            cached_tokens: self.cached.load(Relaxed),
+            ..self.usage
+        }
+    }
+
     /// The failure that is due at `now`, if any.
     pub(super) fn overdue(&self, now: u64) -> Option<Failure> {
         let since = |at: u64| Duration::from_micros(now.saturating_sub(at));
@@ -354,10 +374,7 @@ impl Shared {
         let record = Record {
             outcome,
             finish: finish.filter(|_| outcome == Outcome::Ok),
-            usage: Usage {
-                completion_tokens: self.tokens.load(Relaxed),
-                ..self.usage
-            },
+            usage: self.usage(),
             time_to_first_token: (first != 0)
                 .then(|| Duration::from_micros(first.saturating_sub(self.accepted_at))),
             duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),

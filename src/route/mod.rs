@@ -1,19 +1,30 @@
 //! A model's name to a ready engine.
 //!
-//! The set of models is fixed by the configuration; each of them is loading, ready, failed or dead. A
-//! lookup takes a read lock for a few nanoseconds, once per request.
+//! The set of models is fixed by the configuration; each of them is loading, ready, failed, restarting
+//! or quarantined. A lookup takes a read lock for a few nanoseconds, once per request. An engine that
+//! dies is replaced off the request path ([`Registry::keep`]).
+
+mod deaths;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::engine::{Engine, Loading, Plan};
-use crate::generation::{
-    Burst, Caller, Deadlines, Event, Failure, Input, Kind, Request, RequestId, Sampling, chain,
-};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::deaths::{Deaths, MOST_DEATHS};
+use crate::engine::{Card, Engine, Loading, Plan};
+use crate::generation::{Burst, Event, Failure, Input, Kind, Request, Sampling, chain};
 use crate::telemetry::{Metrics, ModelMetrics};
 
 /// How long a one-token generation may take before a model counts as broken.
 const PROBE_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// How often the engines are looked at. A request that meets a dead one tells of it at once.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Where one model stands.
 #[derive(Clone)]
@@ -21,33 +32,56 @@ enum State {
     Loading,
     Ready(Arc<dyn Engine>),
     Failed(Arc<str>),
-    /// It was ready, and its engine ended although nobody stopped it.
-    Dead,
+    /// Its engine ended although nobody stopped it; it is being loaded again.
+    Restarting,
+    /// It ended too often.
+    Quarantined(Arc<str>),
 }
 
 struct Entry {
     plan: Plan,
     loading: Arc<Loading>,
     state: RwLock<State>,
+    /// What was fixed about it when it was last ready.
+    card: RwLock<Option<Card>>,
+    /// Its engine was found dead.
+    died: Notify,
 }
 
 /// All configured models, in the order of the configuration. The first one is the default.
 pub struct Registry {
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
 }
 
 impl Registry {
     /// A registry whose models are all still to be loaded.
     #[must_use]
     pub fn new(plans: Vec<Plan>) -> Arc<Self> {
-        let entries = plans.into_iter().map(|plan| Entry {
-            plan,
-            loading: Arc::default(),
-            state: RwLock::new(State::Loading),
+        let entries = plans.into_iter().map(|plan| {
+            Arc::new(Entry {
+                plan,
+                loading: Arc::default(),
+                state: RwLock::new(State::Loading),
+                card: RwLock::default(),
+                died: Notify::new(),
+            })
         });
         Arc::new(Self {
             entries: entries.collect(),
         })
+    }
+
+    /// Loads again, with a growing pause, whichever model's engine dies; takes one out of service whose
+    /// engine does so three times within a minute. Never returns.
+    pub async fn keep(&self, metrics: &Metrics) {
+        let mut keepers = JoinSet::new();
+        for entry in &self.entries {
+            let metrics = metrics.model(entry.plan.name()).clone();
+            keepers.spawn(keep(entry.clone(), metrics));
+        }
+        while keepers.join_next().await.is_some() {}
+        // Without a model there is nothing to keep.
+        std::future::pending::<()>().await;
     }
 
     /// Loads every model, one after the other, and proves each with a one-token generation. Returns
@@ -61,7 +95,7 @@ impl Registry {
             let name = entry.plan.name();
             let loaded = load(entry, metrics.model(name).clone()).await;
             let state = match loaded {
-                Ok(engine) => State::Ready(engine),
+                Ok(engine) => entry.ready(engine),
                 Err(reason) => {
                     let message = format!("model {name:?}: {reason}");
                     if entry.loading.is_stopped() {
@@ -81,11 +115,11 @@ impl Registry {
     }
 
     /// The engine that serves `name`; the default model's if `name` is empty. What follows a `?` in
-    /// the name of a scripted model is for the engine.
+    /// the name of a scripted model, or a `:` in another's (an adapter), is for the engine.
     ///
     /// # Errors
-    /// `NotFound` names the models that there are; `NotReady` while the model loads, if that failed, or
-    /// if its engine has died.
+    /// `NotFound` names the models that there are; `NotReady` while the model loads, if that failed, while
+    /// a dead engine is replaced, or if that happened too often.
     pub fn engine(&self, name: &str) -> Result<Arc<dyn Engine>, Failure> {
         let entry = self.entry(name).ok_or_else(|| self.unknown(name))?;
         match entry.state() {
@@ -101,14 +135,23 @@ impl Registry {
                 format!("The model {:?} could not be loaded.", entry.plan.name()),
             )
             .with_code("model_failed")),
-            State::Dead => Err(Failure::new(
+            State::Restarting => Err(Failure::new(
                 Kind::NotReady,
                 format!(
-                    "The engine of {:?} stopped unexpectedly.",
+                    "The engine of {:?} stopped unexpectedly and is being restarted.",
                     entry.plan.name()
                 ),
             )
-            .with_code("model_failed")),
+            .with_code("model_restarting")
+            .with_retry_after(Duration::from_secs(2))),
+            State::Quarantined(_) => Err(Failure::new(
+                Kind::NotReady,
+                format!(
+                    "The model {:?} is out of service: its engine stopped unexpectedly too often.",
+                    entry.plan.name()
+                ),
+            )
+            .with_code("model_quarantined")),
         }
     }
 
@@ -128,26 +171,42 @@ impl Registry {
     pub fn ready(&self) -> Vec<Arc<dyn Engine>> {
         let engines = self.entries.iter().filter_map(|entry| match entry.state() {
             State::Ready(engine) => Some(engine),
-            State::Loading | State::Failed(_) | State::Dead => None,
+            _ => None,
         });
         engines.collect()
+    }
+
+    /// The models that have been ready, in order, each with why it is not so now.
+    #[must_use]
+    pub fn cards(&self) -> Vec<(Card, Option<String>)> {
+        let mut cards = Vec::new();
+        for entry in &self.entries {
+            let reason = entry.reason();
+            let card = entry.card.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(card) = card.clone() else {
+                continue;
+            };
+            let adapters = match entry.state() {
+                State::Ready(engine) => engine.adapters(),
+                _ => Vec::new(),
+            };
+            cards.push((card.clone(), reason));
+            cards.extend(
+                adapters
+                    .iter()
+                    .map(|adapter| (card.with_adapter(adapter), None)),
+            );
+        }
+        cards
     }
 
     /// Each model that is not ready, with the reason.
     #[must_use]
     pub fn not_ready(&self) -> Vec<(String, String)> {
-        let reasons = self.entries.iter().filter_map(|entry| {
-            let reason = match entry.state() {
-                State::Ready(_) => return None,
-                State::Loading => match entry.loading.percent() {
-                    0 => "loading".to_owned(),
-                    percent => format!("loading, {percent} %"),
-                },
-                State::Failed(reason) => reason.to_string(),
-                State::Dead => "the engine stopped unexpectedly".to_owned(),
-            };
-            Some((entry.plan.name().to_owned(), reason))
-        });
+        let reasons = self
+            .entries
+            .iter()
+            .filter_map(|entry| Some((entry.plan.name().to_owned(), entry.reason()?)));
         reasons.collect()
     }
 
@@ -161,7 +220,7 @@ impl Registry {
         }
     }
 
-    fn entry(&self, name: &str) -> Option<&Entry> {
+    fn entry(&self, name: &str) -> Option<&Arc<Entry>> {
         if name.is_empty() {
             return self.entries.first();
         }
@@ -171,6 +230,9 @@ impl Registry {
                 .find(|entry| entry.plan.name() == wanted)
         };
         is(name).or_else(|| {
+            if let Some((base, _)) = name.split_once(':') {
+                return is(base).filter(|entry| !entry.plan.is_scripted());
+            }
             let (base, _) = name.split_once('?')?;
             is(base).filter(|entry| entry.plan.is_scripted())
         })
@@ -201,20 +263,81 @@ impl Entry {
             .clone();
         match state {
             State::Ready(engine) if !engine.is_alive() => {
-                if let State::Ready(_) = self.set(State::Dead) {
+                if let State::Ready(_) = self.set(State::Restarting) {
                     let model = self.plan.name();
                     tracing::error!(model, "the engine stopped unexpectedly");
+                    self.died.notify_one();
                 }
-                State::Dead
+                State::Restarting
             }
             state => state,
         }
+    }
+
+    /// Why the model is not ready, for operators.
+    fn reason(&self) -> Option<String> {
+        match self.state() {
+            State::Ready(_) => None,
+            State::Loading => Some(match self.loading.percent() {
+                0 => "loading".to_owned(),
+                percent => format!("loading, {percent} %"),
+            }),
+            State::Failed(reason) => Some(reason.to_string()),
+            State::Restarting => {
+                Some("the engine stopped unexpectedly and is being restarted".to_owned())
+            }
+            State::Quarantined(reason) => Some(format!("quarantined: {reason}")),
+        }
+    }
+
+    /// The state of a model that can be used from now on.
+    fn ready(&self, engine: Arc<dyn Engine>) -> State {
+        let mut card = self.card.write().unwrap_or_else(PoisonError::into_inner);
+        *card = Some(engine.card().clone());
+        State::Ready(engine)
     }
 
     /// Sets the state; returns the one before.
     fn set(&self, state: State) -> State {
         let mut current = self.state.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *current, state)
+    }
+}
+
+/// Loads one model again as often as its engine dies, until it is quarantined.
+async fn keep(entry: Arc<Entry>, metrics: Arc<ModelMetrics>) {
+    let model = entry.plan.name();
+    let mut deaths = Deaths::default();
+    loop {
+        tokio::select! {
+            () = entry.died.notified() => {}
+            () = tokio::time::sleep(LOOK) => {
+                entry.state();
+                continue;
+            }
+        }
+        loop {
+            metrics.engine_died();
+            let Some(pause) = deaths.another(Instant::now()) else {
+                let reason = format!("its engine stopped {MOST_DEATHS} times within a minute");
+                tracing::error!(model, reason, "the model is quarantined");
+                entry.set(State::Quarantined(reason.into()));
+                return;
+            };
+            tokio::time::sleep(pause).await;
+            match load(&entry, metrics.clone()).await {
+                Ok(engine) => {
+                    metrics.engine_reloaded();
+                    tracing::info!(model, "the model was loaded again");
+                    let ready = entry.ready(engine);
+                    entry.set(ready);
+                    break;
+                }
+                Err(_) if entry.loading.is_stopped() => return,
+                // It counts as another death: what cannot be loaded is not tried for ever.
+                Err(reason) => tracing::error!(model, reason, "the model did not load again"),
+            }
+        }
     }
 }
 
@@ -249,21 +372,7 @@ async fn load(entry: &Entry, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engin
 
 /// Generates one real token.
 async fn probe(engine: &dyn Engine) -> Result<(), Failure> {
-    let request = Request {
-        id: RequestId::random(),
-        caller: Caller::default(),
-        model: String::new(),
-        inputs: vec![Input::Text("Hello".into())],
-        n: 1,
-        max_tokens: Some(1),
-        stop: Vec::new(),
-        sampling: Sampling {
-            temperature: Some(0.0),
-            ..Sampling::default()
-        },
-        logprobs: None,
-        deadlines: Deadlines::default(),
-    };
+    let request = one_token();
     let mut started = engine.start(&request).await?;
     let Some(source) = started.sources.first_mut() else {
         return Err(Failure::internal("the engine started nothing"));
@@ -279,5 +388,16 @@ async fn probe(engine: &dyn Engine) -> Result<(), Failure> {
                 Event::Text { .. } | Event::End(_) => {}
             }
         }
+    }
+}
+
+fn one_token() -> Request {
+    Request {
+        max_tokens: Some(1),
+        sampling: Sampling {
+            temperature: Some(0.0),
+            ..Sampling::default()
+        },
+        ..Request::new(Input::Text("Hello".into()))
     }
 }

@@ -4,6 +4,8 @@
 //! can make a new series. Figures that somebody else keeps (running sequences, KV cells) are read
 //! when Prometheus asks.
 
+mod names;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -16,6 +18,12 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use self::names::{
+    BUILD_INFO, CONNECTIONS_OPEN, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS,
+    ENGINE_THREADS, GAUGES, HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, PARKED, PARKS,
+    PAUSES, PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
+    SEQUENCES_PAUSED, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
+};
 use crate::generation::Outcome;
 
 /// The model label of what names no configured model.
@@ -24,94 +32,6 @@ const UNKNOWN_MODEL: &str = "unknown";
 /// How often histogram samples are folded into buckets. Until then each takes 16 bytes, so the
 /// memory they take is bounded by what one second can bring.
 const UPKEEP: Duration = Duration::from_secs(1);
-
-const TIME_TO_FIRST_TOKEN: &str = "sluicegate_time_to_first_token_seconds";
-const INTER_TOKEN: &str = "sluicegate_inter_token_seconds";
-const E2E: &str = "sluicegate_e2e_seconds";
-const QUEUE: &str = "sluicegate_queue_seconds";
-
-/// Every histogram with its help and its buckets; without buckets it would be rendered as a
-/// summary, which cannot be added up over processes.
-const HISTOGRAMS: [(&str, &str, &[f64]); 4] = [
-    (
-        TIME_TO_FIRST_TOKEN,
-        "From accepting a request to its first token.",
-        &[
-            0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
-            10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
-        ],
-    ),
-    (
-        INTER_TOKEN,
-        "Between two tokens of one choice.",
-        // Finer below 10 ms than OpenTelemetry advises: small local models live there.
-        &[
-            0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
-            2.5, 10.0, 60.0,
-        ],
-    ),
-    (
-        E2E,
-        "From accepting a request to its good end.",
-        &[
-            0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-            163.84, 327.68, 655.36, 1310.72,
-        ],
-    ),
-    (
-        QUEUE,
-        "In the waiting line, for requests that left it to run.",
-        &[
-            0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-        ],
-    ),
-];
-
-const REQUESTS: &str = "sluicegate_requests_total";
-const TOKENS: &str = "sluicegate_tokens_total";
-const SEND_STALLS: &str = "sluicegate_send_stalls_total";
-const PAUSES: &str = "sluicegate_pauses_total";
-const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
-
-const COUNTERS: [(&str, &str); 5] = [
-    (REQUESTS, "Requests by how they ended."),
-    (
-        TOKENS,
-        "Tokens by kind; cached ones are among the input tokens too.",
-    ),
-    (SEND_STALLS, "Readers cut off because they stopped reading."),
-    (
-        PAUSES,
-        "Times that a sequence left the batch because its reader was behind.",
-    ),
-    (
-        TELEMETRY_DROPPED,
-        "Log lines dropped because their reader was behind.",
-    ),
-];
-
-const STREAMS_OPEN: &str = "sluicegate_streams_open";
-const CONNECTIONS_OPEN: &str = "sluicegate_connections_open";
-const REQUESTS_RUNNING: &str = "sluicegate_requests_running";
-const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
-const SEQUENCES_PAUSED: &str = "sluicegate_sequences_paused";
-const KV_USED: &str = "sluicegate_kv_tokens_used";
-const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
-const BUILD_INFO: &str = "sluicegate_build_info";
-
-const GAUGES: [(&str, &str); 8] = [
-    (STREAMS_OPEN, "Streams that have not ended."),
-    (CONNECTIONS_OPEN, "Connections to the public listener."),
-    (REQUESTS_RUNNING, "Sequences in prefill or decode."),
-    (REQUESTS_WAITING, "Requests in the waiting line."),
-    (
-        SEQUENCES_PAUSED,
-        "Running sequences whose reader is behind, out of the batch for now.",
-    ),
-    (KV_USED, "KV cells in use."),
-    (KV_CAPACITY, "KV cells in all."),
-    (BUILD_INFO, "Always 1; the labels say what runs."),
-];
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,10 +44,21 @@ pub enum Route {
     Rpc,
     /// Tokenizing and detokenizing.
     Tokenize,
+    /// Embeddings.
+    Embeddings,
+    /// Reranking.
+    Rerank,
 }
 
 impl Route {
-    const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Rpc, Self::Tokenize];
+    const ALL: [Self; 6] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Rpc,
+        Self::Tokenize,
+        Self::Embeddings,
+        Self::Rerank,
+    ];
 
     /// The label value in metrics and logs.
     #[must_use]
@@ -137,6 +68,8 @@ impl Route {
             Self::Completions => "completions",
             Self::Rpc => "rpc",
             Self::Tokenize => "tokenize",
+            Self::Embeddings => "embeddings",
+            Self::Rerank => "rerank",
         }
     }
 }
@@ -164,11 +97,21 @@ pub struct ModelMetrics {
     tokens_cached: Counter,
     send_stalls: Counter,
     pauses: Counter,
+    drafts_accepted: Counter,
+    drafts_rejected: Counter,
+    parks: Counter,
+    engine_deaths: Counter,
+    engine_reloads: Counter,
     running: Gauge,
     waiting: Gauge,
     paused: Gauge,
+    parked: Gauge,
     kv_used: Gauge,
+    kv_idle: Gauge,
+    prefix_bytes: Gauge,
     kv_capacity: Gauge,
+    threads_decode: Gauge,
+    threads_prefill: Gauge,
 }
 
 /// What moves in a model, as its engine has it at the moment of a scrape.
@@ -182,10 +125,26 @@ pub struct ModelLoad {
     pub paused: u32,
     /// Times that a sequence was paused since the model was loaded.
     pub pauses: u64,
+    /// Draft tokens tried since the model was loaded.
+    pub drafted: u64,
+    /// Those of them that were right.
+    pub accepted_drafts: u64,
+    /// Sequences set aside, with their K/V in host memory.
+    pub parked: u32,
+    /// Times that a sequence was set aside since the model was loaded.
+    pub parks: u64,
+    /// KV cells that hold nothing but cached prefixes.
+    pub kv_idle: u64,
+    /// Bytes of cached prefixes in host memory.
+    pub prefix_bytes: u64,
     /// KV cells in use.
     pub kv_used: u64,
     /// KV cells in all.
     pub kv_capacity: u64,
+    /// Threads of the last decode step.
+    pub threads_decode: u32,
+    /// Threads of the last chunk of prompts.
+    pub threads_prefill: u32,
 }
 
 /// What is read at the moment of a scrape.
@@ -264,9 +223,18 @@ impl Metrics {
                 model.running.set(f64::from(load.running));
                 model.waiting.set(f64::from(load.waiting));
                 model.paused.set(f64::from(load.paused));
+                model.parked.set(f64::from(load.parked));
                 model.kv_used.set(load.kv_used as f64);
+                model.kv_idle.set(load.kv_idle as f64);
+                model.prefix_bytes.set(load.prefix_bytes as f64);
                 model.kv_capacity.set(load.kv_capacity as f64);
+                model.threads_decode.set(f64::from(load.threads_decode));
+                model.threads_prefill.set(f64::from(load.threads_prefill));
                 model.pauses.absolute(load.pauses);
+                let rejected = load.drafted.saturating_sub(load.accepted_drafts);
+                model.drafts_accepted.absolute(load.accepted_drafts);
+                model.drafts_rejected.absolute(rejected);
+                model.parks.absolute(load.parks);
             }
         }
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
@@ -324,7 +292,15 @@ impl Drop for Upkeep {
 impl ModelMetrics {
     fn new(recorder: &PrometheusRecorder, name: &str) -> Self {
         let model = [("model", name)];
+        let threads = |phase| {
+            let labels = [("model", name), ("phase", phase)];
+            gauge(recorder, ENGINE_THREADS, &labels)
+        };
         let tokens = |kind| counter(recorder, TOKENS, &[("model", name), ("kind", kind)]);
+        let drafts = |result| {
+            let labels = [("model", name), ("result", result)];
+            counter(recorder, DRAFT_TOKENS, &labels)
+        };
         Self {
             name: name.into(),
             requests: Route::ALL.map(|route| {
@@ -346,11 +322,21 @@ impl ModelMetrics {
             tokens_cached: tokens("cached"),
             send_stalls: counter(recorder, SEND_STALLS, &model),
             pauses: counter(recorder, PAUSES, &model),
+            drafts_accepted: drafts("accepted"),
+            drafts_rejected: drafts("rejected"),
+            parks: counter(recorder, PARKS, &model),
+            engine_deaths: counter(recorder, ENGINE_DEATHS, &model),
+            engine_reloads: counter(recorder, ENGINE_RELOADS, &model),
             running: gauge(recorder, REQUESTS_RUNNING, &model),
             waiting: gauge(recorder, REQUESTS_WAITING, &model),
             paused: gauge(recorder, SEQUENCES_PAUSED, &model),
+            parked: gauge(recorder, PARKED, &model),
             kv_used: gauge(recorder, KV_USED, &model),
+            kv_idle: gauge(recorder, KV_IDLE, &model),
+            prefix_bytes: gauge(recorder, PREFIX_BYTES, &model),
             kv_capacity: gauge(recorder, KV_CAPACITY, &model),
+            threads_decode: threads("decode"),
+            threads_prefill: threads("prefill"),
         }
     }
 
@@ -363,6 +349,16 @@ impl ModelMetrics {
     /// A request left the waiting line after this long.
     pub fn queued(&self, wait: Duration) {
         self.queue.record(wait);
+    }
+
+    /// The engine stopped although nobody stopped it, or did not load again.
+    pub fn engine_died(&self) {
+        self.engine_deaths.increment(1);
+    }
+
+    /// The model was loaded again after its engine had stopped.
+    pub fn engine_reloaded(&self) {
+        self.engine_reloads.increment(1);
     }
 
     pub(super) fn request_ended(&self, route: Route, outcome: Outcome) {
@@ -446,8 +442,16 @@ pub(super) mod tests {
                     waiting: 2,
                     paused: 3,
                     pauses: 4,
+                    drafted: 9,
+                    accepted_drafts: 7,
+                    parked: 9,
+                    parks: 10,
+                    kv_idle: 11,
+                    prefix_bytes: 12,
                     kv_used: 5,
                     kv_capacity: 6,
+                    threads_decode: 7,
+                    threads_prefill: 8,
                 },
             )],
         })
@@ -496,11 +500,18 @@ pub(super) mod tests {
             "3"
         );
         assert_eq!(value(&text, r#"sluicegate_pauses_total{model="m"}"#), "4");
+        for (result, expected) in [("accepted", "7"), ("rejected", "2")] {
+            let series = format!(r#"sluicegate_draft_tokens_total{{model="m",result="{result}"}}"#);
+            assert_eq!(value(&text, &series), expected);
+        }
         assert_eq!(value(&text, r#"sluicegate_kv_tokens_used{model="m"}"#), "5");
         assert_eq!(
             value(&text, r#"sluicegate_kv_tokens_capacity{model="m"}"#),
             "6"
         );
+        let threads = |phase| format!(r#"sluicegate_engine_threads{{model="m",phase="{phase}"}}"#);
+        assert_eq!(value(&text, &threads("decode")), "7");
+        assert_eq!(value(&text, &threads("prefill")), "8");
         assert_eq!(
             value(&text, r#"sluicegate_telemetry_dropped_total{signal="log"}"#),
             "5"

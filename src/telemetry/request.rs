@@ -46,7 +46,16 @@ impl RequestRecorder {
 
     /// The request was answered in full without a stream (tokenizing, for one).
     pub fn answered(&self) {
-        self.ended(&self.without_stream(Outcome::Ok), None);
+        self.answered_with(Usage::default());
+    }
+
+    /// The same, with the tokens that were read for it.
+    pub fn answered_with(&self, usage: Usage) {
+        let record = Record {
+            usage,
+            ..self.without_stream(Outcome::Ok)
+        };
+        self.ended(&record, None);
     }
 
     fn without_stream(&self, outcome: Outcome) -> Record {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::tokens::{First, TokenBody};
-use super::{assets, rpc};
+use super::{assets, rpc, vectors};
 use crate::engine::TokenizeOptions;
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
@@ -56,6 +56,12 @@ pub fn router(context: Context) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/chat/completions/input_tokens", post(count))
         .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(vectors::post_embeddings))
+        .route("/v1/rerank", post(vectors::post_rerank))
+        // llama-server's other names for the same.
+        .route("/v1/reranking", post(vectors::post_rerank))
+        .route("/rerank", post(vectors::post_rerank))
+        .route("/reranking", post(vectors::post_rerank))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(one_model))
         .route("/v1/tokenize", post(tokenize))
@@ -174,7 +180,7 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
             return refused(refusal, out.freeze(), &failure);
         }
     };
-    let encoder = answer.encoder(&model);
+    let encoder = answer.encoder(&model, stream.is_deterministic());
     let streamed = answer.streamed();
     let body = TokenBody::new(stream, encoder, answer, context.keep_alive);
     match body.first().await {
@@ -206,7 +212,7 @@ async fn list_models(State(context): State<Context>) -> Response {
 
 async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Response {
     let cards = context.gateway.models();
-    match cards.iter().find(|card| *card.name == *id) {
+    match cards.iter().find(|(card, _)| *card.name == *id) {
         Some(card) => {
             let mut out = BytesMut::new();
             models::write_one(&as_model(card), &mut out);
@@ -224,7 +230,9 @@ async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Re
 }
 
 /// A model's card as the wire shows it.
-pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
+pub(super) fn as_model(
+    (card, unavailable): &(crate::engine::Card, Option<String>),
+) -> models::Model<'_> {
     models::Model {
         id: &card.name,
         created: card.created,
@@ -233,6 +241,8 @@ pub(super) fn as_model(card: &crate::engine::Card) -> models::Model<'_> {
         vocabulary: card.vocabulary,
         parameters: card.parameters,
         bytes: card.bytes,
+        unavailable: unavailable.as_deref(),
+        parent: card.parent.as_deref(),
     }
 }
 
@@ -382,6 +392,7 @@ pub(super) async fn read_counted<T>(
                     .extensions
                     .get::<ConnectInfo<SocketAddr>>()
                     .map(|peer| peer.0.ip()),
+                identity: None,
             },
             accept: &accept,
             deadlines: deadlines(&parts.headers)?,
@@ -461,7 +472,7 @@ async fn gather(mut body: Body, most: usize, asks_first: bool) -> Result<Bytes, 
 
 /// A page of another site may not spend this server's tokens through its visitor's browser. Browsers
 /// say so themselves (Fetch Metadata); other clients send no such header.
-fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
     match headers.get("sec-fetch-site") {
         Some(site) if site == "cross-site" => Err(Failure::new(
             Kind::Forbidden,

@@ -1,7 +1,7 @@
 //! Sockets: bytes in, bytes out.
 //!
 //! `listen` accepts and bounds connections, `http` maps paths to gateway calls, `tokens` is where
-//! the connection's room for a frame becomes demand for tokens.
+//! the connection's room for a frame becomes demand for tokens, `vectors` answers with one document.
 
 mod assets;
 pub mod config;
@@ -9,5 +9,7 @@ pub mod files;
 mod guard;
 pub mod http;
 pub mod listen;
+pub mod ops;
 mod rpc;
 mod tokens;
+mod vectors;

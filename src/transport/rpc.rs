@@ -6,11 +6,13 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
+use std::task::{self, Poll, ready};
 use tokio_stream::{Stream, StreamExt, StreamMap};
 
 use super::http::{Context, as_model, document, read_counted, write_tokens};
 use super::tokens::TokenBody;
-use crate::generation::{Failure, RequestId};
+use super::vectors;
+use crate::generation::{BoxFuture, Failure, RequestId};
 use crate::telemetry::{RequestRecorder, Route};
 use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply};
 use crate::wire::{self, Call, Head, models, tokenize};
@@ -108,6 +110,20 @@ async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
             });
             result_or_failure(&reply, &recorder, written)
         }
+        Method::Embeddings(asked) => {
+            let context = context.clone();
+            Later::boxed(async move {
+                let result = vectors::embeddings(&context, asked, Route::Rpc).await;
+                whole(&reply, result)
+            })
+        }
+        Method::Rerank(asked) => {
+            let context = context.clone();
+            Later::boxed(async move {
+                let result = vectors::rerank(&context, asked, Route::Rpc).await;
+                whole(&reply, result)
+            })
+        }
         Method::Cancel(id) => {
             let count = context.gateway.cancel(&id);
             once(|out| reply.result(out, |out| jsonrpc::write_cancelled(count, out)))
@@ -121,7 +137,7 @@ async fn generate(context: &Context, call: Call) -> Replies {
     let model = context.gateway.served_name(&request.model);
     match context.gateway.generate(request, Route::Rpc).await {
         Ok(stream) => {
-            let encoder = answer.encoder(&model);
+            let encoder = answer.encoder(&model, stream.is_deterministic());
             Box::pin(TokenBody::new(stream, encoder, answer, context.keep_alive))
         }
         Err(failure) => once(|out| {
@@ -135,16 +151,43 @@ fn result_or_failure(
     recorder: &RequestRecorder,
     result: Result<BytesMut, Failure>,
 ) -> Replies {
-    once(|out| match result {
-        Ok(bytes) => {
-            recorder.answered();
-            reply.result(out, |out| out.extend_from_slice(&bytes));
-        }
-        Err(failure) => {
-            recorder.refused(&failure);
-            reply.failure(&failure, out);
-        }
-    })
+    match &result {
+        Ok(_) => recorder.answered(),
+        Err(failure) => recorder.refused(failure),
+    }
+    Box::pin(tokio_stream::once(whole(reply, result)))
+}
+
+/// A whole reply.
+fn whole(reply: &Reply, result: Result<BytesMut, Failure>) -> Bytes {
+    let mut out = BytesMut::new();
+    match result {
+        Ok(bytes) => reply.result(&mut out, |out| out.extend_from_slice(&bytes)),
+        Err(failure) => reply.failure(&failure, &mut out),
+    }
+    out.freeze()
+}
+
+/// A reply that takes its time; meanwhile the other calls of the body go on.
+struct Later(Option<BoxFuture<'static, Bytes>>);
+
+impl Later {
+    fn boxed(reply: impl Future<Output = Bytes> + Send + 'static) -> Replies {
+        Box::pin(Self(Some(Box::pin(reply))))
+    }
+}
+
+impl Stream for Later {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Bytes>> {
+        let Some(reply) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let bytes = ready!(reply.as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(Some(bytes))
+    }
 }
 
 fn once(write: impl FnOnce(&mut BytesMut)) -> Replies {

@@ -94,8 +94,9 @@ pub trait Answer: Send + Sync {
     /// a failure, use [`Answer::refuse`] instead of what was encoded.
     fn streamed(&self) -> bool;
 
-    /// The encoder of the answer. `model` is the name under which the request is served.
-    fn encoder(&self, model: &str) -> Box<dyn Encoder>;
+    /// The encoder of the answer. `model` is the name under which the request is served; `deterministic`
+    /// is whether its seed alone decides the text, for dialects that have a place to say so.
+    fn encoder(&self, model: &str, deterministic: bool) -> Box<dyn Encoder>;
 
     /// Appends the complete answer of a call that failed before anything of it was sent.
     fn refuse(&self, failure: &Failure, out: &mut BytesMut) -> Refusal;

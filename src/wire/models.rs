@@ -22,15 +22,24 @@ pub struct Model<'a> {
     pub parameters: Option<u64>,
     /// Size of the weights in bytes, when known.
     pub bytes: Option<u64>,
+    /// Why it cannot be used now, if so.
+    pub unavailable: Option<&'a str>,
+    /// The model that this is an adapter of, if it is one.
+    pub parent: Option<&'a str>,
 }
 
-/// OpenAI's model object; `meta` has the names that llama-server gives these figures.
+/// OpenAI's model object; `meta` has the names that llama-server gives these figures, `parent` the name
+/// that vLLM gives an adapter's model.
 #[derive(Serialize)]
 struct Entry<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unavailable: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<&'a str>,
     meta: Meta,
 }
 
@@ -56,6 +65,8 @@ impl<'a> From<&Model<'a>> for Entry<'a> {
             object: "model",
             created: model.created,
             owned_by: "sluicegate",
+            unavailable: model.unavailable,
+            parent: model.parent,
             meta: Meta {
                 n_ctx: model.context,
                 n_ctx_train: model.context_trained,
@@ -95,6 +106,8 @@ mod tests {
             vocabulary: 512,
             parameters: Some(1000),
             bytes: Some(2000),
+            unavailable: None,
+            parent: None,
         };
         let mut out = BytesMut::new();
         write_list(std::slice::from_ref(&model), &mut out);
@@ -107,6 +120,22 @@ mod tests {
             serde_json::json!({"id": "de\"mo", "object": "model", "created": 7, "owned_by": "sluicegate",
                 "meta": {"n_ctx": 4096, "n_ctx_train": null, "n_vocab": 512, "n_params": 1000, "size": 2000}})
         );
+        let gone = Model {
+            unavailable: Some("quarantined"),
+            ..model
+        };
+        out.clear();
+        write_one(&gone, &mut out);
+        let gone: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(gone["unavailable"], "quarantined");
         assert_eq!(list, serde_json::json!({"object": "list", "data": [one]}));
+        out.clear();
+        let adapter = Model {
+            parent: Some("demo"),
+            ..model
+        };
+        write_one(&adapter, &mut out);
+        let one: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(one["parent"], "demo");
     }
 }

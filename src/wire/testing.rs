@@ -21,6 +21,7 @@ pub(super) fn head(accept: &str) -> Head<'_> {
         id: RequestId::parse("r\"1").unwrap(),
         caller: Caller {
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            identity: None,
         },
         accept,
         deadlines: Deadlines::default(),
@@ -53,7 +54,7 @@ pub(super) const USAGE: Usage = Usage {
 
 /// Everything an encoder writes for `steps`, one entry for each burst.
 pub(super) fn encode(answer: &dyn Answer, choices: usize, steps: Vec<Step>) -> Vec<Vec<u8>> {
-    let mut encoder = answer.encoder("demo");
+    let mut encoder = answer.encoder("demo", false);
     let mut stream = stream(choices, steps);
     let mut burst = Burst::with_limit(1 << 20);
     let mut cx = Context::from_waker(Waker::noop());
@@ -120,6 +121,7 @@ fn stream(choices: usize, steps: Vec<Step>) -> TokenStream {
         id: RequestId::random(),
         accepted_at: 1,
         usage: USAGE,
+        deterministic: false,
         deadlines: Deadlines::default(),
         stall_timeout: Duration::from_mins(1),
         recorder: Arc::new(Ignore),

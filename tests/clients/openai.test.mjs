@@ -110,6 +110,21 @@ describe("the openai package for Node", needs(), () => {
     }
   });
 
+  test("embeds one text and many, by base64 as the package asks by itself, and as numbers", async () => {
+    const input = ["Hello there.", "Something else."];
+    const decoded = await client.embeddings.create({ model: "demo", input });
+    const floats = await client.embeddings.create({ model: "demo", input, encoding_format: "float" });
+    assert.deepEqual(decoded.data.map((entry) => entry.index), [0, 1]);
+    for (const [at, { embedding }] of decoded.data.entries()) {
+      assert.ok(Math.abs(embedding.reduce((sum, x) => sum + x * x, 0) - 1) < 1e-4);
+      assert.equal(embedding.length, floats.data[at].embedding.length);
+      assert.ok(embedding.every((x, i) => Math.abs(x - floats.data[at].embedding[i]) < 1e-6));
+    }
+    const short = await client.embeddings.create({ model: "demo", input: input[0], dimensions: 16 });
+    assert.equal(short.data[0].embedding.length, 16);
+    assert.equal(decoded.usage.prompt_tokens, decoded.usage.total_tokens);
+  });
+
   test("raises NotFoundError for a model that is not there", async () => {
     const call = client.chat.completions.create({ model: "no-such-model", messages: ask });
     await assert.rejects(call, (error) => {

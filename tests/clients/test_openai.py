@@ -116,6 +116,21 @@ class OpenAiForPython(unittest.TestCase):
             self.assertTrue(text_of(chunks, index))
             self.assertEqual(len(finish_of(chunks, index)), 1)
 
+    def test_embeds_one_text_and_many(self):
+        # The package asks for base64 unless told otherwise, and decodes it.
+        texts = ["Hello there.", "Something else."]
+        decoded = self.client.embeddings.create(model="demo", input=texts)
+        floats = self.client.embeddings.create(model="demo", input=texts, encoding_format="float")
+        self.assertEqual([entry.index for entry in decoded.data], [0, 1])
+        for ours, plain in zip(decoded.data, floats.data):
+            self.assertAlmostEqual(sum(x * x for x in ours.embedding), 1, places=4)
+            self.assertEqual(len(ours.embedding), len(plain.embedding))
+            for a, b in zip(ours.embedding, plain.embedding):
+                self.assertAlmostEqual(a, b, places=6)
+        short = self.client.embeddings.create(model="demo", input="Hello there.", dimensions=16)
+        self.assertEqual(len(short.data[0].embedding), 16)
+        self.assertEqual(decoded.usage.prompt_tokens, decoded.usage.total_tokens)
+
     def test_unknown_model_is_not_found(self):
         with self.assertRaises(openai.NotFoundError) as caught:
             self.chat(model="no-such-model")

@@ -32,7 +32,10 @@ async fn short_answer(gateway: &TestGateway) -> (String, Duration) {
 
 #[tokio::test]
 async fn a_stalled_reader_pauses_alone_and_resumes_exactly_where_it_was() {
-    let gateway = gateway().demo("context = 2048\nparallel = 4").start().await;
+    let gateway = gateway()
+        .demo("context = 2048\nparallel = 4\ndeterministic = true")
+        .start()
+        .await;
     let ask = || gateway.chat("demo", "Tell me a story.", LONG);
     let whole = ask().send().await.bytes().await;
     let (expected, alone) = short_answer(&gateway).await;

@@ -10,17 +10,23 @@
     reason = "a test may stop at the first surprise"
 )]
 
+mod adapters;
 mod backpressure;
+mod canary;
 mod cancellation;
 mod command_line;
 mod connections;
+mod deaths;
 mod drain;
 mod files;
+mod isolation;
 mod limits;
 mod models;
 mod outcomes;
 mod prompts;
 mod streaming;
+mod structured;
 mod support;
 mod text;
 mod timeouts;
+mod vectors;

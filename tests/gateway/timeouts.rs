@@ -205,7 +205,8 @@ async fn the_servers_deadlines_hold_without_being_asked_for() {
 
 #[tokio::test]
 async fn waiting_in_line_has_its_own_deadline() {
-    let setup = gateway().demo("context = 2048\nparallel = 1\nwaiting = 4");
+    // With memory to park in, whoever waits would take the place of a reader who does not read.
+    let setup = gateway().demo("context = 2048\nparallel = 1\nwaiting = 4\npark_memory = 0");
     let gateway = setup.with("[deadlines]\nqueue = '200ms'").start().await;
     let endless = r#""stream":true,"ignore_eos":true"#;
     let _holder = gateway

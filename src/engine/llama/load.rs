@@ -1,7 +1,7 @@
 //! From a GGUF to a running engine: check, map, size, start.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
@@ -9,36 +9,38 @@ use std::thread::JoinHandle;
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
-use llama_cpp_sys_2 as sys;
 
-use super::ffi::{self, Context, ContextParams, LlamaError, Numa};
+use super::adapters::{self, AdapterError, Adapters};
+use super::cache::{Cache, Kind as Kept};
+use super::canary::{self, CanaryError};
+use super::context::{Maker, context_params, gpu_layers};
+use super::crew::{Crew, Threads};
+use super::embed::Embedder;
+use super::ffi::{self, ContextParams, LlamaError, Numa};
 use super::gguf::{self, GgufError, Summary};
+use super::grammar::{self, Grammars};
+use super::job::{Counters, Job};
+use super::layout::Chooser;
+use super::pages::IdleCells;
+use super::prefix::{self, DiskLimits, Root, Store};
+use super::sampling::pool::{self, Pool};
 use super::template::ChatTemplate;
+use super::vectors::{self, Vectors};
 use super::vocab::Vocabulary;
-use super::worker::{self, Counters, Job, Setup};
-use super::{LlamaEngine, Shared, default_threads};
-use crate::engine::config::{self, FlashAttention, KvLayout, KvType, Process, Settings};
+pub use super::weights::Weights;
+use super::weights::{descriptor_path, is_row_neutral, model_id, open};
+use super::worker::{self, Setup};
+use super::{LlamaEngine, Shared};
+use crate::engine::config::{self, Process, Settings, Speculation};
+use crate::engine::isolated::ChildError;
 use crate::engine::ring::Bell;
 use crate::engine::{Card, Loading};
+use crate::generation::chain;
 use crate::telemetry::ModelMetrics;
 
-/// Tokens per sequence when the configuration names none: enough for a chat, and 16 of them of a
-/// 0.5B model are 0.8 GB of K/V.
-const DEFAULT_CONTEXT: u32 = 4096;
-
-/// Rows per decode call on a unified layout without a GPU. From 64 rows on, llama.cpp's CPU flash
-/// attention works in 64x64 tiles, which cannot skip the cells of other sequences.
-const UNIFIED_CPU_ROWS: u32 = 63;
-
-/// Where a model's weights are.
-#[derive(Clone, Debug)]
-pub enum Weights {
-    /// A file.
-    File(PathBuf),
-    /// A whole GGUF in this program's memory.
-    Embedded(&'static [u8]),
-}
-
+/// Rows of a call for vectors beside running streams: two grid lines, at which prompts are read about as
+/// fast as in larger calls.
+const VECTOR_ROWS: u32 = 128;
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -72,9 +74,28 @@ pub enum LoadError {
         /// Its own words.
         reason: String,
     },
+    /// The process that tried the model did not come back well.
+    #[error("{path} cannot be used: {source}")]
+    Canary {
+        /// Which file.
+        path: String,
+        /// What became of it.
+        source: CanaryError,
+    },
+    /// The process of its own in which it was to run did not come up.
+    #[error(transparent)]
+    Isolated(#[from] ChildError),
     /// The process is to end.
     #[error("loading was stopped")]
     Stopped,
+    /// One of the model's adapters cannot be used.
+    #[error("adapter {name}: {source}")]
+    Adapter {
+        /// Which one.
+        name: String,
+        /// Why.
+        source: Box<AdapterError>,
+    },
     /// The model's chat template does not parse.
     #[error("the chat template does not parse: {0}")]
     Template(minijinja::Error),
@@ -99,7 +120,11 @@ pub(super) fn load(
     metrics: &Arc<ModelMetrics>,
     loading: &Arc<Loading>,
 ) -> Result<Arc<LlamaEngine>, LoadError> {
-    let (model, summary) = map(weights, settings, process, loading)?;
+    let (model, summary, file) = map(weights, settings, process, loading)?;
+    let model_id = model_id(&file, settings).map_err(|source| LoadError::Read {
+        path: weights.label(),
+        source,
+    })?;
     let model = Arc::new(model);
     let vocabulary = Arc::new(Vocabulary::new(model.clone(), &summary.tokenizer));
     let template = template(
@@ -108,8 +133,25 @@ pub(super) fn load(
         summary.chat_template.as_deref(),
         &vocabulary,
     )?;
+    let adapters = Adapters::new(model.clone(), summary.base);
+    for adapter in &settings.adapters {
+        let added = adapters.add(adapter);
+        added.map_err(|source| unusable(adapter, source))?;
+    }
     let params = context_params(settings, &model);
-    let running = start(name, settings, &params, &model, &vocabulary, metrics)?;
+    let plan = vectors::Plan::new(settings, &summary.vectors, &params, &model);
+    let (embedder, vectors) = embedder(plan, summary.vectors.rank_template.clone());
+    let running = start(
+        name,
+        settings,
+        process,
+        &params,
+        &model,
+        &model_id,
+        &vocabulary,
+        metrics,
+        vectors,
+    )?;
     tracing::info!(
         model = name,
         architecture = summary.architecture.as_str(),
@@ -117,9 +159,16 @@ pub(super) fn load(
         context = params.context,
         kv_cells = params.cells,
         parallel = params.sequences,
-        threads = params.threads,
+        threads = params.threads.most(),
         "model loaded"
     );
+    if settings.deterministic && !is_row_neutral(&summary.weights) {
+        tracing::warn!(
+            model = name,
+            weights = summary.weights.as_str(),
+            "deterministic, but for weights of this type other streams can change rounding"
+        );
+    }
     if params.context > model.n_ctx_train() {
         tracing::warn!(
             model = name,
@@ -136,9 +185,15 @@ pub(super) fn load(
         counters: running.counters,
         stopping: running.stopping,
         abort: running.abort,
+        embedder,
+        vector_width: model.n_embd_out(),
         kv_capacity: params.cells,
+        #[cfg(test)]
+        pooled: params.unified,
+        threads: running.threads,
         places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
+        adapters: Arc::new(adapters),
         shared: Arc::new(Shared {
             card: Card {
                 name: name.into(),
@@ -148,9 +203,16 @@ pub(super) fn load(
                 context_trained: Some(model.n_ctx_train()),
                 parameters: Some(model.n_params()),
                 bytes: Some(model.size()),
+                parent: None,
+                deterministic: settings.deterministic && is_row_neutral(&summary.weights),
             },
             sampling: settings.sampling.clone(),
+            model_id,
             breakers: Mutex::new(None),
+            grammars: {
+                let vocabulary = vocabulary.clone();
+                Grammars::new(move || grammar::words(&vocabulary))
+            },
             template,
             vocabulary,
         }),
@@ -181,7 +243,18 @@ pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError>
     let configured = configured_template(settings)?;
     let source = configured.as_deref().or(summary.chat_template.as_deref());
     ChatTemplate::new(source, "", "").map_err(LoadError::Template)?;
+    for adapter in &settings.adapters {
+        let fits = adapters::check(&adapter.path, &summary.base);
+        fits.map_err(|source| unusable(adapter, source))?;
+    }
     Ok(())
+}
+
+fn unusable(adapter: &config::Adapter, source: AdapterError) -> LoadError {
+    LoadError::Adapter {
+        name: adapter.name.to_string(),
+        source: Box::new(source),
+    }
 }
 
 /// Checks a GGUF and lets llama.cpp map it.
@@ -190,16 +263,13 @@ pub(super) fn map(
     settings: &Settings,
     process: &Process,
     loading: &Arc<Loading>,
-) -> Result<(LlamaModel, Summary), LoadError> {
+) -> Result<(LlamaModel, Summary, File), LoadError> {
     let backend = ffi::backend(match process.numa {
         config::Numa::Off => Numa::Off,
         config::Numa::Distribute => Numa::Distribute,
         config::Numa::Isolate => Numa::Isolate,
     })?;
-    let label = match weights {
-        Weights::File(path) => path.display().to_string(),
-        Weights::Embedded(_) => "the built-in model".to_owned(),
-    };
+    let label = weights.label();
     let unreadable = |source| LoadError::Read {
         path: label.clone(),
         source,
@@ -214,6 +284,15 @@ pub(super) fn map(
         return Err(LoadError::Kind { path: label });
     }
     file.rewind().map_err(unreadable)?;
+    if matches!(weights, Weights::File(_)) && !settings.trusted {
+        canary::try_out(&file, settings, process, loading).map_err(|source| match source {
+            CanaryError::Stopped => LoadError::Stopped,
+            source => LoadError::Canary {
+                path: label.clone(),
+                source,
+            },
+        })?;
+    }
 
     // By descriptor: what was checked is what is loaded, whatever happens to the path meanwhile.
     let path = descriptor_path(&file);
@@ -234,7 +313,26 @@ pub(super) fn map(
             },
         }
     })?;
-    Ok((model, summary))
+    Ok((model, summary, file))
+}
+
+/// What the engine thread needs for vectors.
+type VectorWork = (vectors::Plan, mpsc::Receiver<vectors::Job>);
+
+/// The two ends of a model's way to its vectors.
+fn embedder(
+    plan: Result<vectors::Plan, &'static str>,
+    rank_template: Option<String>,
+) -> (Result<Embedder, &'static str>, Option<VectorWork>) {
+    match plan {
+        Ok(plan) => {
+            let (inbox, work) = mpsc::sync_channel(Embedder::CAPACITY);
+            let context = plan.params.context;
+            let embedder = Embedder::new(plan.pool, context, rank_template, inbox);
+            (Ok(embedder), Some((plan, work)))
+        }
+        Err(reason) => (Err(reason), None),
+    }
 }
 
 /// A started engine thread and the ends that its handle keeps.
@@ -242,21 +340,31 @@ struct Running {
     inbox: mpsc::SyncSender<Vec<Job>>,
     join: JoinHandle<()>,
     counters: Arc<Counters>,
+    threads: Arc<Threads>,
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
     cancelled: Arc<AtomicBool>,
 }
 
 /// Starts the engine thread, which makes the context and owns it; returns when it is ready.
+#[expect(
+    clippy::too_many_arguments,
+    clippy::too_many_lines,
+    reason = "one list of what the thread takes with it, gathered in one place"
+)]
 fn start(
     name: &str,
     settings: &Settings,
+    process: &Process,
     params: &ContextParams,
     model: &Arc<LlamaModel>,
+    model_id: &[u8],
     vocabulary: &Vocabulary,
     metrics: &Arc<ModelMetrics>,
+    vectors: Option<VectorWork>,
 ) -> Result<Running, LoadError> {
     let counters = Arc::new(Counters::default());
+    let threads = Arc::new(Threads::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let abort = Arc::new(AtomicBool::new(false));
     let cancelled = Arc::new(AtomicBool::new(false));
@@ -269,44 +377,94 @@ fn start(
             *flag = true;
         }
     }
-    let most_decode_rows = if params.unified && gpu_layers(settings) == 0 {
-        UNIFIED_CPU_ROWS
-    } else {
-        u32::MAX
+    let maker = Maker {
+        params: params.clone(),
+        model: model.clone(),
+        abort: abort.clone(),
+        max_step_us: u64::try_from(process.max_step.as_micros()).unwrap_or(u64::MAX),
+        on_cpu: gpu_layers(settings) == 0,
+        deterministic: settings.deterministic,
     };
-    let prefill_chunk = settings.prefill_chunk;
+    let keeping = Keeping {
+        memory: settings.prefix_cache.as_u64(),
+        disk: settings.prefix_cache_dir.clone().map(|directory| {
+            let bytes = settings.prefix_cache_disk;
+            (directory, bytes.map_or(u64::MAX, |size| size.as_u64()))
+        }),
+        model: model_id.into(),
+    };
+    let (kv_layout, deterministic) = (settings.kv_layout, settings.deterministic);
+    let (park_memory, pause_spill) = (settings.park_memory.as_u64(), settings.pause_spill);
+    let idle_cells = IdleCells::new(heads(model));
+    let samplers = (settings.sampler_threads).unwrap_or_else(pool::automatic);
+    let pool = Pool::start(name, samplers, vocabulary.len());
+    let speculates = settings.speculation == Speculation::Lookup && !deterministic;
+    let crew = Crew::new(params.threads, params.threads_prefill, threads.clone());
     let shared = (counters.clone(), stopping.clone(), cancelled.clone());
-    let abort_flag = abort.clone();
-    let (params, model, metrics) = (params.clone(), model.clone(), metrics.clone());
+    let metrics = metrics.clone();
     let join = std::thread::Builder::new()
         .name(format!("engine-{name}"))
         .spawn(move || {
             let (counters, stopping, cancelled) = shared;
-            let context = match Context::new(model, &params, abort_flag) {
-                Ok(context) => context,
+            let made = maker
+                .make(maker.params.unified)
+                .and_then(|made| Ok((keeping.open(&made.kind)?, made)));
+            let (store, mut made) = match made {
+                Ok(made) => made,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
                 }
             };
-            let batch = context.max_rows();
-            let setup = Setup {
-                context,
+            let vectors = vectors.map(|(plan, work)| {
+                let (model, abort, metrics) =
+                    (maker.model.clone(), maker.abort.clone(), metrics.clone());
+                Vectors::new(plan, model, abort, metrics, work, VECTOR_ROWS)
+            });
+            let vectors = match vectors.transpose() {
+                Ok(vectors) => vectors,
+                Err(error) => {
+                    let _ = ready.send(Err(error.into()));
+                    return;
+                }
+            };
+            let can_share = matches!(made.kind, Kept::Blocks(_));
+            let mut setup = Setup {
+                vectors,
+                crew,
                 inbox: work,
                 counters,
                 metrics,
                 stopping,
                 cancelled,
-                cells: params.cells,
-                sequences: params.sequences,
-                decode_rows: most_decode_rows.min(batch),
-                prefill_chunk,
-                batch,
-                one_prompt_per_call: params.unified,
+                pool,
                 eog: eog.into(),
+                cache: Cache::new(store, made.kind),
+                layout: Chooser::new(kv_layout, deterministic, can_share),
+                park_memory,
+                pause_spill,
+                idle_cells,
+                speculates,
             };
             let _ = ready.send(Ok(()));
-            worker::run(setup);
+            while let Some(back) = worker::run(setup, made.context, made.limits) {
+                setup = back;
+                let shown = setup.layout.shown();
+                tracing::info!(
+                    layout = shown.name,
+                    reason = shown.reason,
+                    "the KV cache is laid out anew"
+                );
+                let pooled = setup.layout.is_pooled();
+                made = match maker.make(pooled) {
+                    Ok(new) => new,
+                    Err(error) => {
+                        tracing::error!(error = chain(&error), "the engine ends");
+                        return;
+                    }
+                };
+                setup.cache.relearn(made.kind);
+            }
         })
         .map_err(|error| LoadError::Engine(error.to_string()))?;
     started
@@ -316,56 +474,53 @@ fn start(
         inbox,
         join,
         counters,
+        threads,
         stopping,
         abort,
         cancelled,
     })
 }
 
-fn open(weights: &Weights) -> io::Result<File> {
-    match weights {
-        Weights::File(path) => File::open(path),
-        Weights::Embedded(bytes) => anonymous_file(bytes),
+/// Where prefixes are kept.
+struct Keeping {
+    memory: u64,
+    disk: Option<(PathBuf, u64)>,
+    model: Box<[u8]>,
+}
+
+impl Keeping {
+    /// The store, unless nothing is to be kept. States that are kept whole stay in memory.
+    fn open(self, kind: &Kept) -> Result<Option<Store>, LoadError> {
+        if self.memory == 0 {
+            return Ok(None);
+        }
+        let directory = self
+            .disk
+            .as_ref()
+            .map(|(directory, _)| directory.display().to_string());
+        let disk = match (self.disk, kind) {
+            (Some((directory, bytes)), Kept::Blocks(format)) => Some(DiskLimits {
+                directory,
+                bytes,
+                // Blocks of another layout are not ours, whoever's weights they are of.
+                model: Root::new(&[&*self.model, format.name().as_bytes()]),
+                block: format.bytes_per_block(),
+            }),
+            _ => None,
+        };
+        let memory = self.memory;
+        let engine = std::thread::current();
+        let store = Store::new(&prefix::Limits { memory, disk }, move || engine.unpark());
+        store.map(Some).map_err(|source| LoadError::Read {
+            path: directory.unwrap_or_default(),
+            source,
+        })
     }
 }
 
-/// A file without a name that holds `bytes`: nothing is written to disk, and nobody can change it
-/// once it is sealed.
-#[cfg(target_os = "linux")]
-fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let fd = memfd_create("gguf", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    fcntl_add_seals(&file, seals)?;
-    file.rewind()?;
-    Ok(file)
-}
-
-/// Elsewhere: a temporary file whose name is gone before anybody could use it.
-#[cfg(not(target_os = "linux"))]
-fn anonymous_file(bytes: &[u8]) -> io::Result<File> {
-    let path = std::env::temp_dir().join(format!("{}.gguf", uuid::Uuid::new_v4().simple()));
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
-    file.write_all(bytes)?;
-    file.rewind()?;
-    Ok(file)
-}
-
-fn descriptor_path(file: &File) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    let directory = if cfg!(target_os = "linux") {
-        "/proc/self/fd"
-    } else {
-        "/dev/fd"
-    };
-    Path::new(directory).join(file.as_raw_fd().to_string())
+/// Attention heads of all layers.
+fn heads(model: &LlamaModel) -> u32 {
+    model.n_head().saturating_mul(model.n_layer())
 }
 
 fn model_params(settings: &Settings, loading: Arc<Loading>) -> LlamaModelParams {
@@ -375,12 +530,6 @@ fn model_params(settings: &Settings, loading: Arc<Loading>) -> LlamaModelParams 
         .with_n_gpu_layers(gpu_layers(settings))
         .with_main_gpu(i32::try_from(settings.main_gpu).unwrap_or(0))
         .with_progress_callback(move |done| loading.goes_on(done))
-}
-
-/// All layers in a build that can use a GPU, none otherwise, unless the configuration says.
-fn gpu_layers(settings: &Settings) -> u32 {
-    let has_gpu = cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
-    settings.gpu_layers.unwrap_or(if has_gpu { 999 } else { 0 })
 }
 
 fn configured_template(settings: &Settings) -> Result<Option<String>, LoadError> {
@@ -407,47 +556,4 @@ fn template(
     }
     ChatTemplate::new(source, &vocabulary.bos_text(), &vocabulary.eos_text())
         .map_err(LoadError::Template)
-}
-
-pub(super) fn context_params(settings: &Settings, model: &LlamaModel) -> ContextParams {
-    let threads = settings.threads.map_or_else(default_threads, Into::into);
-    let threads_prefill = settings.threads_prefill.map_or(threads, Into::into);
-    let pool = settings.kv_cells.map(u32::from);
-    let context = settings.context.map_or_else(
-        || {
-            let usual = model.n_ctx_train().min(DEFAULT_CONTEXT);
-            usual.min(pool.unwrap_or(u32::MAX))
-        },
-        u32::from,
-    );
-    // In a split cache every sequence has its own; a pool is as large as it is said to be.
-    let each = u64::from(context) * u64::from(settings.parallel);
-    ContextParams {
-        context,
-        cells: pool.map_or(each, u64::from),
-        sequences: settings.parallel,
-        unified: settings.kv_layout == KvLayout::Unified,
-        batch: settings.batch,
-        threads: threads.get(),
-        threads_prefill: threads_prefill.get(),
-        poll: settings.poll,
-        flash_attention: match settings.flash_attention {
-            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        },
-        type_k: kv_type(settings.kv_type_k),
-        type_v: kv_type(settings.kv_type_v),
-        offload_kv: gpu_layers(settings) > 0,
-    }
-}
-
-fn kv_type(kind: KvType) -> sys::ggml_type {
-    match kind {
-        KvType::F32 => sys::GGML_TYPE_F32,
-        KvType::F16 => sys::GGML_TYPE_F16,
-        KvType::Bf16 => sys::GGML_TYPE_BF16,
-        KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
-        KvType::Q4_0 => sys::GGML_TYPE_Q4_0,
-    }
 }

@@ -4,40 +4,65 @@
 //! and hands its sequences to the engine thread (`worker.rs`) through a bounded channel. Tokens come
 //! back through one ring per sequence (`engine/ring.rs`), read by a `LlamaSource`.
 
+mod adapters;
 pub mod bare;
+mod cache;
+mod calls;
+mod cells;
+pub mod canary;
+mod context;
+mod embed;
+mod crew;
 mod ffi;
 mod gguf;
+mod job;
+mod layout;
+pub mod grammar;
 mod load;
+mod pages;
+mod plan;
+mod prefix;
+mod pin;
 pub mod sampling;
-mod schedule;
+mod sequence;
+mod shared;
+mod shim;
 mod source;
+mod speculate;
 mod template;
+mod vectors;
+mod threads;
 mod vocab;
+mod weights;
 mod worker;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
+use self::adapters::{AdapterSet, Adapters};
+use self::crew::Threads;
+use self::embed::Embedder;
+use self::job::{Counters, Job, Place};
+use self::prefix::{Key, Root, chain};
 use self::sampling::{Breakers, Sampler};
+use self::shared::{PIECES_INLINE, Shared, TOKENIZE_INLINE, Use, heavy};
 use self::source::LlamaSource;
-use self::template::ChatTemplate;
-use self::vocab::{Guards, Vocabulary};
-use self::worker::{Counters, Job, Place};
-use super::config::Settings;
+use super::config::{Adapter, Settings};
 use super::ring::{Bell, Ring};
-use super::{Card, Engine, Gauges, Loading, Started, TokenizeOptions};
+use super::{AdapterCard, Card, Engine, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{
-    BoxFuture, Failure, Input, Kind, Message, Request, Sampling, Source, Usage,
+    BoxFuture, Caller, EmbedRequest, Failure, Input, Kind, Request, RerankRequest, Sampling,
+    Scores, Source, Usage, Vectors, clock,
 };
 use crate::telemetry::ModelMetrics;
 
+pub use self::adapters::AdapterError;
 pub use self::gguf::GgufError;
 pub use self::load::{LoadError, Weights};
 
@@ -66,36 +91,10 @@ pub fn inspect(path: &std::path::Path, settings: &Settings) -> Result<(), LoadEr
 /// When to come back after a full queue. A guess that suits small models and large ones alike.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Text up to this many bytes is tokenized where it is, longer text on the blocking pool. llama.cpp
-/// tokenizes about 5 MB/s: 2 KiB hold a runtime thread for less than half a millisecond.
-const TOKENIZE_INLINE: usize = 2 * 1024;
-
-/// Token lists up to this long become bytes where they are, longer ones on the blocking pool.
-const PIECES_INLINE: usize = 4096;
-
-/// Who may use the blocking pool now, all models together: about as many as there are cores. The pool
-/// has hundreds of threads, and a flood of long texts would take all of them from everybody else.
-static HEAVY: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Semaphore::new(cores))
-});
-
-/// Runs `work` on the blocking pool, when its turn has come. Once begun it is finished, and keeps its
-/// turn until then, whether or not anybody still waits for it.
-async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    let turn = HEAVY.clone().acquire_owned().await;
-    let turn = turn.map_err(Failure::internal)?;
-    let done = tokio::task::spawn_blocking(move || {
-        let done = work();
-        drop(turn);
-        done
-    });
-    done.await.map_err(Failure::internal)
-}
-
 /// A running model.
 pub struct LlamaEngine {
     shared: Arc<Shared>,
+    adapters: Arc<Adapters>,
     inbox: SyncSender<Vec<Job>>,
     thread: Thread,
     bell: Bell,
@@ -103,21 +102,17 @@ pub struct LlamaEngine {
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
+    /// The way to its vectors, or why there is none.
+    embedder: Result<Embedder, &'static str>,
+    /// Numbers of one vector.
+    vector_width: i32,
     kv_capacity: u64,
+    #[cfg(test)]
+    pooled: bool,
+    threads: Arc<Threads>,
     /// Sequences that may be accepted at once: running and waiting.
     places: u32,
     ring: u32,
-}
-
-/// What tokenizing needs, shared with the blocking pool.
-struct Shared {
-    card: Card,
-    vocabulary: Arc<Vocabulary>,
-    template: ChatTemplate,
-    sampling: Sampling,
-    /// DRY's breakers for the texts that were asked for last; finding them reads the whole
-    /// vocabulary.
-    breakers: Mutex<Option<(Vec<String>, Arc<Breakers>)>>,
 }
 
 impl LlamaEngine {
@@ -140,8 +135,13 @@ impl LlamaEngine {
     /// Checks a request and turns it into jobs and their sources.
     async fn prepare(&self, request: &Request) -> Result<Started, Failure> {
         let accepted = Instant::now();
-        let settings = request.sampling.over(&self.shared.sampling);
+        let mut settings = request.sampling.over(&self.shared.sampling);
+        if request.constraint.is_some() {
+            // A text that is whole has to end, whatever else was wished.
+            settings.ignore_eos = None;
+        }
         settings.check().map_err(invalid_sampling)?;
+        let adapters = self.adapters.choose(&request.model, &request.adapters)?;
         // Before any work is done for it: a request that finds no place costs nothing.
         let mut places = self.places(request.choices())?.into_iter();
         let prompts = self.prompts(&request.inputs).await?;
@@ -149,9 +149,22 @@ impl LlamaEngine {
             .seed
             .unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
         let breakers = self.breakers(&settings).await?;
+        let guide = match &request.constraint {
+            Some(constraint) => Some(self.shared.grammars.guide(constraint).await?),
+            None => None,
+        };
         // A bound that no clock can show is none.
         let queue_deadline =
             (request.deadlines.queue).and_then(|bound| Some((accepted.checked_add(bound)?, bound)));
+
+        let first_token_due_us = (request.deadlines.first_token)
+            .and_then(|bound| u64::try_from(bound.as_micros()).ok())
+            .map(|bound| clock::micros().saturating_add(bound));
+        let root = self.root(
+            &request.caller,
+            &AdapterSet::cache_key_of(adapters.as_ref()),
+        );
+        let payer = payer(&request.caller);
 
         let mut jobs = Vec::with_capacity(places.len());
         let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(places.len());
@@ -159,8 +172,10 @@ impl LlamaEngine {
         for prompt in prompts {
             let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
             prompt_tokens = prompt_tokens.saturating_add(len);
-            let room = self.shared.card.context.saturating_sub(len);
-            let budget = request.max_tokens.unwrap_or(room).min(room);
+            let space = self.shared.card.context.saturating_sub(len);
+            let budget = request.max_tokens.unwrap_or(space).min(space);
+            let mut chained: Vec<Key> = Vec::new();
+            chain(&root, &prompt, &mut chained);
             for repeat in 0..request.n {
                 let Some(place) = places.next() else { break };
                 let ring = Ring::new(self.ring, request.logprobs.unwrap_or(0), self.bell.clone());
@@ -182,14 +197,24 @@ impl LlamaEngine {
                 )
                 .map_err(invalid_sampling)?;
                 sampler.accept_prompt(&prompt);
+                if let Some(guide) = &guide {
+                    sampler.follow(guide.copy());
+                }
                 jobs.push(Job {
                     prompt: prompt.clone(),
+                    root,
+                    keys: chained.clone(),
                     budget,
                     sampler,
                     logprobs: request.logprobs,
+                    adapters: adapters.clone(),
                     ring,
+                    tenant: payer,
+                    class: request.class,
+                    tells_cached: repeat == 0,
                     accepted,
                     queue_deadline,
+                    first_token_due_us,
                     place: Some(place),
                 });
             }
@@ -202,6 +227,25 @@ impl LlamaEngine {
             },
             sources,
         })
+    }
+
+    #[cfg(test)]
+    fn is_pooled(&self) -> bool {
+        self.pooled
+    }
+
+    /// What the names of a caller's cached blocks begin with: all that their K/V depends on beside the
+    /// tokens, and who may see how long they took.
+    fn root(&self, caller: &Caller, adapters: &[u8]) -> Root {
+        let identity = caller.identity.as_deref().map(str::as_bytes);
+        // An empty identity is not the same as none.
+        let (known, identity) = (identity.is_some(), identity.unwrap_or_default());
+        Root::new(&[
+            &*self.shared.model_id,
+            adapters,
+            &[u8::from(known)],
+            identity,
+        ])
     }
 
     /// A place for each choice, or none. Whoever drops them gives them back.
@@ -308,129 +352,23 @@ impl LlamaEngine {
             return Ok(Arc::default());
         };
         let (shared, texts) = (self.shared.clone(), dry.sequence_breakers.clone());
-        heavy(move || shared.breakers(texts)).await
+        heavy(move || shared.breakers(texts)).await?
     }
 }
 
-/// What text is tokenized for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Use {
-    /// To be continued: it must fit the context.
-    Generate,
-    /// To be looked at.
-    Show,
+/// Whom the engine's time is charged to: who the caller is known to be, or else where it calls from.
+fn payer(caller: &Caller) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    match &caller.identity {
+        Some(identity) => identity.hash(&mut hasher),
+        None => caller.address.hash(&mut hasher),
+    }
+    // Two tenants in one number would share their turn: a nuisance to the two, one in four billion.
+    u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX)
 }
 
 fn invalid_sampling(error: OutOfRange) -> Failure {
     Failure::invalid(error.field, error.message)
-}
-
-impl Shared {
-    fn breakers(&self, texts: Vec<String>) -> Arc<Breakers> {
-        let last = || self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, breakers)) = &*last()
-            && *known == texts
-        {
-            return breakers.clone();
-        }
-        let breakers = Arc::new(self.vocabulary.breakers(&texts));
-        *last() = Some((texts, breakers.clone()));
-        breakers
-    }
-
-    /// Refuses a text that is too long whatever its tokens turn out to be: finding them takes time in
-    /// proportion to its length.
-    fn can_fit(&self, bytes: usize) -> Result<(), Failure> {
-        let context = self.card.context;
-        match self.vocabulary.most_bytes(context) {
-            Some(most) if bytes > most => Err(Failure::new(
-                Kind::ContextExceeded,
-                format!(
-                    "The prompt has {bytes} bytes; this model's context of {context} tokens holds at \
-                     most {most}."
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn pieces(&self, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
-        let tokens = self.checked(tokens)?;
-        let bytes = |&token: &u32| match self.vocabulary.piece(token) {
-            // Shown, a control token is nothing; asked for by its id, it is its text.
-            [] => self.vocabulary.special_text(Some(token)).into_bytes(),
-            piece => piece.to_vec(),
-        };
-        Ok(tokens.iter().map(bytes).collect())
-    }
-
-    fn tokenize(
-        &self,
-        input: &Input,
-        options: TokenizeOptions,
-        purpose: Use,
-    ) -> Result<Vec<u32>, Failure> {
-        match input {
-            Input::Tokens(tokens) => self.checked(tokens),
-            Input::Text(text) => {
-                Ok(self
-                    .vocabulary
-                    .tokenize(text, options.add_special, options.parse_special))
-            }
-            Input::Chat(messages) => self.tokenize_chat(messages, purpose),
-        }
-    }
-
-    /// Renders the conversation and tokenizes it. Control tokens come from the template alone: their
-    /// texts inside a message stay text.
-    fn tokenize_chat(&self, messages: &[Message], purpose: Use) -> Result<Vec<u32>, Failure> {
-        let texts: Vec<_> = messages
-            .iter()
-            .flat_map(|m| [&*m.content, &*m.role.0, m.name.as_deref().unwrap_or("")])
-            .collect();
-        let guards = Guards::absent_from(&texts).ok_or_else(|| {
-            Failure::invalid(
-                "messages",
-                "The messages contain nearly all Unicode noncharacters.",
-            )
-        })?;
-        let guard = |text: &str| self.vocabulary.guard(text, guards).into_owned();
-        let guarded: Vec<_> = messages
-            .iter()
-            .map(|message| Message {
-                role: crate::generation::Role(guard(&message.role.0)),
-                content: guard(&message.content),
-                name: message.name.as_deref().map(guard),
-            })
-            .collect();
-        let rendered = self.template.render(&guarded).map_err(|error| {
-            Failure::invalid(
-                "messages",
-                format!("The model's chat template does not take these messages: {error}."),
-            )
-        })?;
-        let segments = guards.segments(&rendered);
-        if purpose == Use::Generate {
-            self.can_fit(segments.iter().map(|(text, _)| text.len()).sum())?;
-        }
-        Ok(self.vocabulary.tokenize_segments(&segments, true))
-    }
-
-    fn checked(&self, tokens: &[u32]) -> Result<Vec<u32>, Failure> {
-        match tokens
-            .iter()
-            .find(|&&t| t as usize >= self.vocabulary.len())
-        {
-            None => Ok(tokens.to_vec()),
-            Some(token) => Err(Failure::invalid(
-                "prompt",
-                format!(
-                    "Token {token} is outside the vocabulary of {} tokens.",
-                    self.vocabulary.len()
-                ),
-            )),
-        }
-    }
 }
 
 impl Engine for LlamaEngine {
@@ -454,6 +392,30 @@ impl Engine for LlamaEngine {
         Box::pin(self.token_bytes(tokens))
     }
 
+    fn adapters(&self) -> Vec<AdapterCard> {
+        self.adapters.cards()
+    }
+
+    fn add_adapter(&self, adapter: Adapter) -> BoxFuture<'_, Result<AdapterCard, Failure>> {
+        let adapters = self.adapters.clone();
+        Box::pin(async move {
+            let added = tokio::task::spawn_blocking(move || adapters.add(&adapter)).await;
+            Ok(added.map_err(Failure::internal)??)
+        })
+    }
+
+    fn remove_adapter(&self, name: &str) -> Result<AdapterCard, Failure> {
+        self.adapters.remove(name)
+    }
+
+    fn embed<'a>(&'a self, request: &'a EmbedRequest) -> BoxFuture<'a, Result<Vectors, Failure>> {
+        Box::pin(self.embed_inputs(request))
+    }
+
+    fn rerank<'a>(&'a self, request: &'a RerankRequest) -> BoxFuture<'a, Result<Scores, Failure>> {
+        Box::pin(self.rank(request))
+    }
+
     fn is_alive(&self) -> bool {
         let join = self.join.lock().unwrap_or_else(PoisonError::into_inner);
         self.stopping.load(Relaxed) || join.as_ref().is_none_or(|join| !join.is_finished())
@@ -466,8 +428,22 @@ impl Engine for LlamaEngine {
             waiting: self.counters.accepted.load(Relaxed).saturating_sub(running),
             paused: self.counters.paused.load(Relaxed),
             pauses: self.counters.pauses.load(Relaxed),
+            drafted: self.counters.drafted.load(Relaxed),
+            accepted_drafts: self.counters.accepted_drafts.load(Relaxed),
+            parked: self.counters.parked.load(Relaxed),
+            parks: self.counters.parks.load(Relaxed),
+            kv_idle: self.counters.kv_idle.load(Relaxed),
+            prefix_bytes: self.counters.prefix_bytes.load(Relaxed),
+            prefix_hits: self.counters.prefix_hits.load(Relaxed),
+            layout: *self
+                .counters
+                .layout
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
             kv_used: self.counters.kv_used.load(Relaxed),
             kv_capacity: self.kv_capacity,
+            threads_decode: self.threads.decode.load(Relaxed),
+            threads_prefill: self.threads.prefill.load(Relaxed),
         }
     }
 
@@ -495,14 +471,6 @@ impl Drop for LlamaEngine {
         self.abort.store(true, Relaxed);
         self.thread.unpark();
     }
-}
-
-/// Threads to compute with when the configuration names none: one core is left for everything else,
-/// because ggml's threads spin at every barrier and collapse when one of them is descheduled.
-fn default_threads() -> NonZeroU32 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = u32::try_from(cores.saturating_sub(1)).unwrap_or(1);
-    NonZeroU32::new(threads).unwrap_or(NonZeroU32::MIN)
 }
 
 #[cfg(test)]

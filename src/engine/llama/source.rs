@@ -17,6 +17,8 @@ pub(super) struct LlamaSource {
     /// Log-probabilities of tokens whose text is still held back; they go out with it.
     unscored: Option<Unscored>,
     top: Vec<(u32, f32)>,
+    /// Whether the reader was told of cached tokens.
+    told_cached: bool,
 }
 
 /// Tokens with their log-probabilities, oldest first.
@@ -84,6 +86,7 @@ impl LlamaSource {
             text: TextAssembler::new(stops),
             unscored: logprobs.then(Unscored::default),
             top: Vec::new(),
+            told_cached: false,
         }
     }
 
@@ -105,7 +108,15 @@ impl LlamaSource {
         }
     }
 
+    /// Tells once how much of the prompt was cached; the engine knows it before the first token.
+    fn tell_cached(&mut self, burst: &mut Burst) {
+        if !std::mem::replace(&mut self.told_cached, true) {
+            burst.cached(self.ring.cached());
+        }
+    }
+
     fn end(&mut self, burst: &mut Burst, end: End) {
+        self.tell_cached(burst);
         match end {
             End::Finish(reason) => {
                 let from = burst.buffer().len();
@@ -132,6 +143,7 @@ impl Source for LlamaSource {
                 break;
             };
             took = true;
+            self.tell_cached(burst);
             burst.token(self.choice, slot.at);
             if let Some(unscored) = &mut self.unscored {
                 unscored.push(slot.token, slot.logprob, &self.top);

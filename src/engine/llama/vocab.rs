@@ -10,12 +10,22 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
+use super::ffi::LlamaError;
 use super::sampling::Breakers;
+use super::shim;
 
 /// Longest text handed to llama.cpp's BPE tokenizer in one piece, in bytes. Some pre-tokenizers fall
-/// back to `std::regex`, which recurses per character and overflows the stack on long runs of one
-/// class (llama.cpp issue 17902); 64 KiB stays within the stack of our blocking threads.
-const PIECE_BYTES: usize = 64 * 1024;
+/// back to `std::regex`, which recurses for each character of a run of one kind (llama.cpp issue 17902):
+/// up to 350 bytes of stack each with libstdc++, 6 MB for a piece.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// Most digits in a row that llama.cpp is handed. Some pre-tokenizers look from each digit to the last
+/// one: 16 KiB of digits took 15 s. A multiple of three, because that is how many make a token.
+const NUMBER_BYTES: usize = 255;
+
+/// Stack of a thread that tokenizes more than a few KiB: ten times what a piece was seen to take, for
+/// other standard libraries. Memory only where it is used.
+pub(super) const TOKENIZER_STACK: usize = 64 * 1024 * 1024;
 
 /// A model's vocabulary.
 pub(super) struct Vocabulary {
@@ -138,8 +148,41 @@ impl Vocabulary {
 
     /// The tokens of a text. `add_special` puts the beginning-of-text token in front where the model
     /// wants one; `parse_special` lets the texts of control tokens become those tokens.
-    pub(super) fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+    pub(super) fn tokenize(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<u32>, LlamaError> {
         self.tokenize_segments(&[(text, parse_special)], add_special)
+    }
+
+    /// The tokens of a text that stands for itself, with what the model wants before and behind one.
+    pub(super) fn tokenize_whole(&self, text: &str) -> Result<Vec<u32>, LlamaError> {
+        let mut tokens = self.tokenize(text, true, false)?;
+        self.push_eos(&mut tokens);
+        Ok(tokens)
+    }
+
+    /// The tokens of two texts to be compared: each ended, with the model's separator between.
+    pub(super) fn tokenize_pair(&self, first: &str, second: &str) -> Result<Vec<u32>, LlamaError> {
+        let mut tokens = self.tokenize_whole(first)?;
+        let vocab = self.model.vocab();
+        let sep = vocab.sep();
+        if vocab.should_add_sep() && sep.0 >= 0 {
+            tokens.push(unsigned(sep));
+        }
+        tokens.extend(self.tokenize(second, false, false)?);
+        self.push_eos(&mut tokens);
+        Ok(tokens)
+    }
+
+    fn push_eos(&self, tokens: &mut Vec<u32>) {
+        let vocab = self.model.vocab();
+        let eos = vocab.eos();
+        if vocab.should_add_eos() && eos.0 >= 0 {
+            tokens.push(unsigned(eos));
+        }
     }
 
     /// The tokens of consecutive segments, each with its own `parse_special`.
@@ -147,17 +190,15 @@ impl Vocabulary {
         &self,
         segments: &[(&str, bool)],
         add_special: bool,
-    ) -> Vec<u32> {
-        let vocab = self.model.vocab();
+    ) -> Result<Vec<u32>, LlamaError> {
         let mut tokens = Vec::new();
         for &(segment, parse_special) in segments {
             for piece in self.pieces_of(segment) {
-                tokens.extend(
-                    vocab
-                        .tokenize(piece.as_bytes(), false, parse_special)
-                        .into_iter()
-                        .map(unsigned),
-                );
+                tokens.extend(shim::tokenize(
+                    &self.model,
+                    piece.as_bytes(),
+                    parse_special,
+                )?);
             }
         }
         if add_special
@@ -167,7 +208,7 @@ impl Vocabulary {
         {
             tokens.insert(0, bos);
         }
-        tokens
+        Ok(tokens)
     }
 
     /// Marks every control-token text in `text` with a pair of guard characters, so that it can be
@@ -195,29 +236,57 @@ impl Vocabulary {
     /// Cuts a long text where the regular expression would cut it anyway: before white space that
     /// follows something else. Vocabularies without a regular expression take it whole.
     fn pieces_of<'t>(&self, mut text: &'t str) -> Vec<&'t str> {
+        if !self.is_bpe {
+            return vec![text];
+        }
         let mut pieces = Vec::new();
-        while self.is_bpe && text.len() > PIECE_BYTES {
+        while text.len() > PIECE_BYTES {
             let limit = text.floor_char_boundary(PIECE_BYTES);
             let window = text.as_bytes();
             let gap = (limit / 2..limit).rev().find(|&at| {
                 window[at].is_ascii_whitespace() && !window[at - 1].is_ascii_whitespace()
             });
             let (piece, rest) = text.split_at(gap.unwrap_or(limit));
-            pieces.push(piece);
+            cut_numbers(piece, &mut pieces);
             text = rest;
         }
-        pieces.push(text);
+        cut_numbers(text, &mut pieces);
         pieces
     }
 
     /// Where DRY must not count a repetition on: every way in which `texts` can begin in a token.
-    pub(super) fn breakers(&self, texts: &[String]) -> Breakers {
+    pub(super) fn breakers(&self, texts: &[String]) -> Result<Breakers, LlamaError> {
         let count = u32::try_from(self.len()).unwrap_or(0);
-        Breakers::new(texts, (0..count).map(|token| self.piece(token)), |rest| {
-            let tokens = self.model.vocab().tokenize(rest, false, false);
-            tokens.into_iter().map(unsigned).collect()
-        })
+        let pieces = (0..count).map(|token| self.piece(token));
+        let mut failed = None;
+        let breakers = Breakers::new(texts, pieces, |rest| {
+            shim::tokenize(&self.model, rest, false).unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
+        });
+        failed.map_or(Ok(breakers), Err)
     }
+}
+
+/// Cuts a piece after every [`NUMBER_BYTES`] digits in a row.
+fn cut_numbers<'t>(mut piece: &'t str, pieces: &mut Vec<&'t str>) {
+    let end_of_long = |piece: &str| {
+        let mut digits = 0;
+        let reached = piece.bytes().position(|byte| {
+            digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+            digits == NUMBER_BYTES
+        });
+        reached.map(|at| at + 1)
+    };
+    while piece.len() > NUMBER_BYTES
+        && let Some(end) = end_of_long(piece)
+    {
+        let (number, rest) = piece.split_at(end);
+        pieces.push(number);
+        piece = rest;
+    }
+    pieces.push(piece);
 }
 
 /// Two characters that do not occur in a request and will not occur in text: Unicode noncharacters

@@ -3,9 +3,14 @@
 //! ```text
 //! loop {
 //!   inbox, cancellations, queue deadlines       new work arrives tokenized, checked and priced
-//!   admit while a sequence id and its cells are free
-//!   call 1: one row per decoding sequence whose ring has room -> sample -> push; wake readers once
-//!   call 2: one bounded chunk of prompts -> sample the last row of a finished prompt; wake
+//!   plan                                        one pure function decides all of what follows
+//!   evict, park, start                          cells change hands (`cells.rs`)
+//!   call 1: a row per decoding sequence -> sample -> push; wake readers once   (`calls.rs`)
+//!   cancellations again
+//!   call 2: one bounded chunk of prompts -> sample the last row of a finished prompt; wake;
+//!           or, in turn, one of texts whose vectors are wanted              (`vectors.rs`)
+//!   take back what other threads sample meanwhile                     (`sampling/pool.rs`)
+//!   keep what ended sequences computed, where it delays nobody
 //!   nothing to do: park until a request, a cancellation or a reader unparks us
 //! }
 //! ```
@@ -14,215 +19,245 @@
 //! whose ring is full leaves the batch with its cells kept, and returns when its reader has caught up.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed, SeqCst},
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
 };
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::ffi::{Batch, Context, LlamaError};
-use super::sampling::{Sampler, Scratch, logprobs};
-use super::schedule::{self, Cells, Prefill, Run};
-use crate::engine::ring::{End, Ring, Slot};
-use crate::generation::{Failure, Finish, Kind, clock};
+use super::adapters::AdapterSet;
+use super::cache::Cache;
+use super::cells::Kept;
+use super::crew::Crew;
+use super::ffi::{Batch, Context};
+use super::job::{Counters, Job};
+use super::layout::Chooser;
+use super::pages::{IdleCells, Pages};
+use super::plan::{Limits, Plan, Planner, Rates, Running, Stage, State, TenantId, Waiting};
+use super::prefix::Key;
+use super::sampling::Scratch;
+use super::sampling::pool::Pool;
+use super::sequence::{GRID, Sequence, count};
+use super::speculate::Costs;
+use super::vectors::Vectors;
+use crate::generation::{Failure, Kind, clock};
 use crate::telemetry::ModelMetrics;
 
 /// Longest sleep of an idle engine. It is woken by unpark; this only bounds the harm of a lost one.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What the engine tells about itself, for metrics. Written by the engine thread, read by anybody.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    /// Sequences accepted and not ended: running and waiting.
-    pub(super) accepted: AtomicU32,
-    /// Sequences with KV cells.
-    pub(super) running: AtomicU32,
-    /// Running sequences out of the batch because their reader is behind.
-    pub(super) paused: AtomicU32,
-    /// How often a sequence has left the batch for its reader.
-    pub(super) pauses: AtomicU64,
-    /// KV cells holding tokens.
-    pub(super) kv_used: AtomicU64,
-}
+/// Waiting sequences that a plan looks at. More would make a step cost more the longer the line is;
+/// those behind have their turn when these have gone.
+const LOOK_AHEAD: usize = 256;
 
-/// A place among the accepted sequences, given back when the sequence ends.
-pub(super) struct Place(Arc<Counters>);
+/// Plans in one step at most: what a plan starts takes part in the calls of the next one.
+const MOST_PLANS: usize = 3;
 
-impl Place {
-    /// Takes `count` places, all or none, if no more than `limit` are then taken.
-    pub(super) fn take(counters: &Arc<Counters>, count: u32, limit: u32) -> Option<Vec<Self>> {
-        counters
-            .accepted
-            .try_update(AcqRel, Relaxed, |taken| {
-                taken.checked_add(count).filter(|&sum| sum <= limit)
-            })
-            .ok()?;
-        Some((0..count).map(|_| Self(counters.clone())).collect())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.accepted.fetch_sub(1, AcqRel);
-    }
-}
-
-/// One sequence as it is handed to the engine.
-pub(super) struct Job {
-    /// The prompt; at least one token, fewer than a sequence's cells.
-    pub(super) prompt: Arc<[u32]>,
-    /// Most tokens to generate; prompt and these fit a sequence's cells.
-    pub(super) budget: u32,
-    pub(super) sampler: Sampler,
-    /// Likeliest tokens to report beside each one; `None` for no log-probabilities.
-    pub(super) logprobs: Option<u8>,
-    pub(super) ring: Arc<Ring>,
-    /// When its request was accepted.
-    pub(super) accepted: Instant,
-    /// Give up when not admitted by then.
-    pub(super) queue_deadline: Option<(Instant, Duration)>,
-    /// Held until the sequence ends.
-    pub(super) place: Option<Place>,
-}
-
-impl Job {
-    fn cells(&self) -> u32 {
-        u32::try_from(self.prompt.len())
-            .unwrap_or(u32::MAX)
-            .saturating_add(self.budget)
-    }
-
-    /// Sets the end that its reader will see. Its place is free before: who has seen the end may come
-    /// with the next request at once.
-    fn end(&mut self, end: End) {
-        self.place = None;
-        self.ring.end(end);
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        self.end(End::Failed(failure));
-        self.ring.wake();
-    }
-}
-
-impl Drop for Job {
-    /// Whatever takes a job away, its reader learns of an end. The first end stands, so this is for
-    /// the ways out that set none: a panic of the engine thread, or its stop.
-    fn drop(&mut self) {
-        self.fail(if std::thread::panicking() {
-            Failure::internal("the engine thread panicked")
-        } else {
-            Failure::new(
-                Kind::Draining,
-                "The model was stopped before the generation was complete.",
-            )
-        });
-    }
-}
-
-/// A job with cells.
-struct Sequence {
-    job: Job,
-    /// Prompt tokens computed.
-    prefilled: u32,
-    /// Tokens in the KV cache.
-    position: u32,
-    generated: u32,
-    /// The token that the next row computes.
-    next: u32,
-    paused: bool,
-    cells: u32,
-}
-
-impl Sequence {
-    fn prompt_len(&self) -> u32 {
-        u32::try_from(self.job.prompt.len()).unwrap_or(u32::MAX)
-    }
-}
-
-/// What the thread is run with.
+/// What the thread keeps for as long as it lives.
 pub(super) struct Setup {
-    pub(super) context: Context,
+    pub(super) crew: Crew,
     pub(super) inbox: Receiver<Vec<Job>>,
+    /// What computes vectors, in a model that has them.
+    pub(super) vectors: Option<Vectors>,
     pub(super) counters: Arc<Counters>,
     pub(super) metrics: Arc<ModelMetrics>,
     pub(super) stopping: Arc<AtomicBool>,
     /// Raised when a sequence was cancelled.
     pub(super) cancelled: Arc<AtomicBool>,
-    pub(super) cells: u64,
-    pub(super) sequences: u32,
-    /// Most rows of one decode call.
-    pub(super) decode_rows: u32,
-    /// Prompt tokens per step while others decode.
-    pub(super) prefill_chunk: u32,
-    /// Prompt tokens per step otherwise; the context's batch size.
-    pub(super) batch: u32,
-    /// One prompt per prefill call.
-    pub(super) one_prompt_per_call: bool,
+    /// Threads that help sampling.
+    pub(super) pool: Pool,
     /// For each token, whether it ends a generation.
     pub(super) eog: Arc<[bool]>,
+    /// Cached prefixes in host memory.
+    pub(super) cache: Cache,
+    pub(super) layout: Chooser,
+    /// Host memory for parked sequences, in bytes.
+    pub(super) park_memory: u64,
+    /// How long a paused sequence keeps its cells.
+    pub(super) pause_spill: Option<Duration>,
+    /// How many cells of a pool may hold what is only kept.
+    pub(super) idle_cells: IdleCells,
+    /// Whether drafts are looked for.
+    pub(super) speculates: bool,
 }
 
-/// Runs the engine until it is told to stop or every handle is gone.
-pub(super) fn run(setup: Setup) {
-    let slots = (0..setup.sequences).map(|_| None).collect();
+/// Runs the engine on a context until it is told to stop, every handle is gone, or another layout of the
+/// KV cache would be better; then what it was set up with comes back.
+pub(super) fn run(setup: Setup, context: Context, limits: Limits) -> Option<Setup> {
+    *(setup.counters.layout.lock()).unwrap_or_else(PoisonError::into_inner) = setup.layout.shown();
+    let pages = Pages::new(if limits.pooled {
+        u32::try_from(limits.cells / u64::from(GRID)).unwrap_or(u32::MAX)
+    } else {
+        0
+    });
     let mut worker = Worker {
-        batch: Batch::with_capacity(setup.batch as usize),
-        cells: Cells::new(setup.cells),
-        slots,
+        batch: Batch::with_capacity(limits.batch as usize),
+        slots: (0..limits.ids).map(|_| Slot::Free).collect(),
         waiting: VecDeque::new(),
         next_deadline: None,
+        planner: Planner::default(),
+        plan: Plan::default(),
+        running_view: Vec::new(),
+        waiting_view: Vec::new(),
+        rates: Rates::default(),
+        costs: Costs::default(),
+        row_ns: 0,
         rows: Vec::new(),
-        prefills: Vec::new(),
-        runs: Vec::new(),
         scratch: Scratch::default(),
         top: Vec::new(),
-        decode_turn: 0,
-        prefill_turn: 0,
+        pages,
+        kept: Vec::new(),
+        parked_bytes: 0,
+        admissions: 0,
+        tokens: Vec::new(),
+        failed_calls: 0,
         setup,
+        context,
+        limits,
     };
-    while worker.step() {}
+    loop {
+        match worker.step() {
+            Step::Next => {}
+            Step::End => {
+                // What is on its way to the disk still gets there.
+                worker.save_all_ended();
+                return None;
+            }
+            Step::Layout => return Some(worker.setup),
+        }
+    }
 }
 
-struct Worker {
-    setup: Setup,
-    batch: Batch,
-    cells: Cells,
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// With another one to follow.
+    Next,
+    /// With the engine.
+    End,
+    /// With nothing to do, and another layout wanted.
+    Layout,
+}
+
+/// What is in the cells of one sequence id.
+pub(super) enum Slot {
+    /// Nothing.
+    Free,
+    /// A sequence that runs.
+    Busy(Box<Sequence>),
+    /// What an ended sequence computed, until it has been kept elsewhere or its cells are needed.
+    Ended {
+        /// The names of its blocks, as far as they are computed.
+        keys: Vec<Key>,
+    },
+}
+
+impl Slot {
+    pub(super) fn sequence(&self) -> Option<&Sequence> {
+        match self {
+            Self::Busy(sequence) => Some(sequence),
+            Self::Free | Self::Ended { .. } => None,
+        }
+    }
+
+    pub(super) fn sequence_mut(&mut self) -> Option<&mut Sequence> {
+        match self {
+            Self::Busy(sequence) => Some(sequence),
+            Self::Free | Self::Ended { .. } => None,
+        }
+    }
+}
+
+pub(super) struct Worker {
+    // Dropped first: whatever else takes time to go, readers learn at once that nothing will follow.
     /// Sequences by id.
-    slots: Vec<Option<Sequence>>,
-    waiting: VecDeque<Job>,
-    /// No job in `waiting` has a queue deadline before this.
+    pub(super) slots: Vec<Slot>,
+    /// In order of arrival.
+    pub(super) waiting: VecDeque<Box<Sequence>>,
+    pub(super) setup: Setup,
+    pub(super) context: Context,
+    pub(super) limits: Limits,
+    pub(super) batch: Batch,
+    /// No sequence in `waiting` has a queue deadline before this.
     next_deadline: Option<Instant>,
-    /// Ids of the rows of a decode call, or of the finished prompts of a prefill call, with their row.
-    rows: Vec<(u32, usize)>,
-    prefills: Vec<Prefill>,
-    runs: Vec<Run>,
-    scratch: Scratch,
-    top: Vec<(u32, f32)>,
-    decode_turn: u32,
-    prefill_turn: u32,
+    pub(super) planner: Planner,
+    pub(super) plan: Plan,
+    running_view: Vec<Running>,
+    waiting_view: Vec<Waiting>,
+    pub(super) rates: Rates,
+    /// What decode calls cost by their rows.
+    pub(super) costs: Costs,
+    /// Nanoseconds of one row of the last decode call; 0 before the first.
+    pub(super) row_ns: u64,
+    /// Ids of the rows of a call whose logits are wanted, with their first row.
+    pub(super) rows: Vec<(u32, usize)>,
+    pub(super) scratch: Scratch,
+    pub(super) top: Vec<(u32, f32)>,
+    /// The account of a pooled cache; empty for a split one.
+    pub(super) pages: Pages,
+    /// Prefixes kept in the cells of a pooled cache.
+    pub(super) kept: Vec<Kept>,
+    pub(super) parked_bytes: u64,
+    /// Sequences given an id so far.
+    pub(super) admissions: u64,
+    /// A sequence's tokens in one piece, when they are wanted so.
+    pub(super) tokens: Vec<u32>,
+    /// Calls that failed one after the other.
+    pub(super) failed_calls: u32,
 }
 
 impl Worker {
-    /// One step; false when the engine is to end.
-    fn step(&mut self) -> bool {
-        if !self.take_work() {
-            return false;
+    fn step(&mut self) -> Step {
+        if !self.take_work() || self.gives_up() {
+            return Step::End;
         }
+        #[cfg(test)]
+        assert!(!self.setup.counters.panics.load(Relaxed), "as asked");
         self.drop_cancelled();
-        self.admit();
-        let decoded = self.decode();
-        let prefilled = self.prefill(decoded);
+        self.setup.cache.poll();
+        self.draft();
+        // Whatever is done takes the plan out of `self`: it is read while everything else changes.
+        let mut plan = std::mem::take(&mut self.plan);
+        for _ in 0..MOST_PLANS {
+            self.make_plan(&mut plan);
+            self.change_hands(&plan);
+            if plan.start.is_empty() {
+                break;
+            }
+        }
+        let decoded = self.decode(&plan);
+        if decoded {
+            self.drop_cancelled();
+        }
+        // Beside decoding streams one bounded call a step: prompts and vectors take turns.
+        let vectors = self.setup.vectors.as_mut();
+        let vectors_first = decoded && vectors.is_some_and(Vectors::takes_turn);
+        let prefilled = !vectors_first && self.prefill(&plan);
+        let embedded = !(decoded && prefilled)
+            && (self.setup.vectors.as_mut()).is_some_and(|vectors| vectors.step(decoded));
+        self.collect(true);
+        let saved = self.save_ended(!(decoded || prefilled || embedded));
         self.publish();
-        if !decoded && !prefilled {
+        let is_idle = plan.is_idle() && !saved && !embedded;
+        self.plan = plan;
+        if is_idle {
+            if self.is_empty() && self.setup.layout.changes() {
+                self.evict_all();
+                return Step::Layout;
+            }
             let until = self.next_deadline.map_or(IDLE, |deadline| {
                 deadline.saturating_duration_since(Instant::now()).min(IDLE)
             });
             std::thread::park_timeout(until);
         }
-        true
+        Step::Next
+    }
+
+    /// Whether there is no sequence at all.
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.slots.iter().all(|slot| matches!(slot, Slot::Free))
     }
 
     fn take_work(&mut self) -> bool {
@@ -249,7 +284,9 @@ impl Worker {
                 let next = self.next_deadline.unwrap_or(deadline);
                 self.next_deadline = Some(next.min(deadline));
             }
-            self.waiting.push_back(job);
+            let mut sequence = Box::new(Sequence::new(job));
+            self.expect(&mut sequence);
+            self.waiting.push_back(sequence);
         }
     }
 
@@ -260,10 +297,10 @@ impl Worker {
         if cancelled {
             for id in 0..self.slots.len() {
                 if self.slots[id]
-                    .as_ref()
+                    .sequence()
                     .is_some_and(|sequence| sequence.job.ring.is_cancelled())
                 {
-                    self.free(id);
+                    self.release(count(id), true);
                 }
             }
         }
@@ -272,289 +309,184 @@ impl Worker {
             return;
         }
         let mut next: Option<Instant> = None;
-        self.waiting.retain_mut(|job| {
-            if job.ring.is_cancelled() {
-                return false;
-            }
-            let Some((deadline, bound)) = job.queue_deadline else {
-                return true;
+        let mut unparked = 0;
+        self.waiting.retain_mut(|sequence| {
+            let parked = sequence.parked.as_ref().map(|(_, state)| state.len());
+            let stays = if sequence.job.ring.is_cancelled() {
+                false
+            } else {
+                // Who has run before has left the line for good.
+                let bound = sequence.job.queue_deadline.filter(|_| !sequence.resumed);
+                match bound {
+                    Some((deadline, bound)) if now >= deadline => {
+                        sequence.job.fail(waited_too_long(bound));
+                        false
+                    }
+                    Some((deadline, _)) => {
+                        next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                        true
+                    }
+                    None => true,
+                }
             };
-            if now < deadline {
-                next = Some(next.map_or(deadline, |next| next.min(deadline)));
-                return true;
+            if !stays && let Some(bytes) = parked {
+                unparked += bytes as u64;
+                self.setup.counters.parked.fetch_sub(1, Relaxed);
             }
-            let bound = humantime::format_duration(bound);
-            job.fail(
-                Failure::new(
-                    Kind::Deadline,
-                    format!("The request waited longer than {bound} for a free sequence."),
-                )
-                .with_code("queue_timeout")
-                .with_retry_after(super::RETRY_AFTER),
-            );
-            false
+            stays
         });
+        self.parked_bytes = self.parked_bytes.saturating_sub(unparked);
         self.next_deadline = next;
     }
 
-    /// Starts waiting sequences, oldest first, while there are ids and cells for them.
-    fn admit(&mut self) {
-        while let Some(job) = self.waiting.front() {
-            // The lowest free id keeps ids dense, which a split layout computes fastest.
-            let Some(id) = self.slots.iter().position(Option::is_none) else {
-                return;
+    /// Shows the planner where everything stands, and lets it decide.
+    fn make_plan(&mut self, plan: &mut Plan) {
+        let now_us = clock::micros();
+        self.look_for_leaders();
+        self.view_running(now_us);
+        self.view_waiting();
+        let page = u64::from(GRID);
+        let state = State {
+            now_us,
+            limits: &self.limits,
+            rates: self.rates,
+            running: &self.running_view,
+            waiting: &self.waiting_view,
+            idle_cells: u64::from(self.pages.idle()) * page,
+            shared_cells: u64::from(self.pages.shared()) * page,
+            spill_after_us: (self.setup.pause_spill)
+                .map(|after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX)),
+            parked_room: self.setup.park_memory > 0
+                && self.parked_bytes + self.largest_state() <= self.setup.park_memory,
+        };
+        self.planner.plan(&state, plan);
+    }
+
+    fn view_running(&mut self, now_us: u64) {
+        self.running_view.clear();
+        let limits = self.limits;
+        for id in 0..count(self.slots.len()) {
+            let ready = self.is_ready(id, now_us);
+            let Some(sequence) = self.sequence(id) else {
+                continue;
             };
-            let cells = job.cells();
-            if !self.cells.promise(cells) {
-                return;
-            }
-            let Some(job) = self.waiting.pop_front() else {
-                return;
+            let pages = &sequence.pages;
+            let private = self.pages.private(pages) * GRID;
+            let shared = count(pages.len()) * GRID - private;
+            let computed = pages.get(..sequence.blocks() as usize).unwrap_or(pages);
+            let shared_used = (count(computed.len()) - self.pages.private(computed)) * GRID;
+            let stage = if sequence.is_in_prefill() {
+                Stage::Prefill {
+                    done: sequence.position,
+                    total: sequence.target(),
+                }
+            } else {
+                Stage::Decode
             };
-            self.setup.counters.running.fetch_add(1, Relaxed);
-            self.setup.metrics.queued(job.accepted.elapsed());
-            self.slots[id] = Some(Sequence {
-                job,
-                prefilled: 0,
-                position: 0,
-                generated: 0,
-                next: 0,
-                paused: false,
-                cells,
+            let full = sequence
+                .most()
+                .next_multiple_of(GRID)
+                .saturating_sub(shared);
+            let view = Running {
+                id,
+                tenant: TenantId(sequence.job.tenant),
+                weight: 1,
+                class: sequence.job.class.max(sequence.lent_class),
+                adapter: AdapterSet::group_of(sequence.job.adapters.as_ref()),
+                stage,
+                ready,
+                follows: sequence.follows,
+                used: sequence.position.saturating_sub(shared_used),
+                cells: if limits.pooled { private } else { full },
+                cells_full: full,
+                deadline_us: sequence.job.first_token_due_us,
+                admitted_us: sequence.admitted_us,
+                served_us: sequence.served_us,
+                paused_since_us: sequence.paused_since_us,
+                rows: 1 + u16::try_from(sequence.drafts.len()).unwrap_or(0),
+            };
+            self.running_view.push(view);
+        }
+    }
+
+    fn view_waiting(&mut self) {
+        self.waiting_view.clear();
+        let line = (0..).zip(&self.waiting).filter(|(_, sequence)| {
+            // Who was set aside for a slow reader comes back in line when the reader has caught up.
+            !(sequence.resumed && sequence.job.ring.is_paused())
+        });
+        for (index, sequence) in line.take(LOOK_AHEAD) {
+            let shared = sequence.expected_shared * GRID;
+            self.waiting_view.push(Waiting {
+                index,
+                tenant: TenantId(sequence.job.tenant),
+                weight: 1,
+                class: sequence.job.class,
+                cells_now: sequence.needs().saturating_sub(shared),
+                cells_full: sequence
+                    .most()
+                    .next_multiple_of(GRID)
+                    .saturating_sub(shared),
+                // What was kept then may have gone since.
+                pins: sequence.expected_pins.min(self.pages.idle()) * GRID,
+                prompt: sequence.target().saturating_sub(sequence.expected * GRID),
+                arrived_us: sequence.arrived_us,
+                deadline_us: sequence.job.first_token_due_us,
+                resumed: sequence.resumed,
             });
         }
     }
 
-    /// One row for every sequence that decodes and whose reader keeps up; false if there was none.
-    fn decode(&mut self) -> bool {
-        self.batch.clear();
-        self.rows.clear();
-        let count = self.slots.len();
-        let limit = (self.setup.decode_rows as usize).min(count);
-        // More sequences than rows: take turns. Rows of one call are sorted by id.
-        let first = if self.decode_turn as usize >= count {
-            0
-        } else {
-            self.decode_turn as usize
-        };
-        for id in (first..count).chain(0..first) {
-            if self.rows.len() == limit {
-                break;
-            }
-            if self.takes_row(id) {
-                self.rows.push((index(id), 0));
-            }
-        }
-        let Some(&(last, _)) = self.rows.last() else {
+    /// Whether a sequence's outlet has room for a token. Notes when it leaves or rejoins the batch.
+    fn is_ready(&mut self, id: u32, now_us: u64) -> bool {
+        let counters = self.setup.counters.clone();
+        let Some(sequence) = self.sequence_mut(id) else {
             return false;
         };
-        self.decode_turn = if self.rows.len() == limit {
-            last + 1
-        } else {
-            0
-        };
-        self.rows.sort_unstable();
-        for (id, row) in &mut self.rows {
-            if let Some(sequence) = &self.slots[*id as usize] {
-                *row = self.batch.push(sequence.next, sequence.position, *id, true);
-            }
+        let ring = &sequence.job.ring;
+        if sequence.is_in_prefill() {
+            return true;
         }
-        match self.setup.context.decode(&mut self.batch) {
-            Ok(()) => {
-                for at in 0..self.rows.len() {
-                    let (id, _) = self.rows[at];
-                    if let Some(sequence) = &mut self.slots[id as usize] {
-                        sequence.position += 1;
-                    }
-                }
-                self.sample_rows();
-            }
-            Err(error) => self.fail_rows(&error),
-        }
-        true
-    }
-
-    /// Whether a sequence is to decode in this step. Notes when it leaves or rejoins the batch.
-    fn takes_row(&mut self, id: usize) -> bool {
-        let Some(sequence) = &mut self.slots[id] else {
-            return false;
-        };
-        if sequence.prefilled < sequence.prompt_len()
-            || (sequence.paused && sequence.job.ring.is_paused())
-        {
+        if sequence.paused_since_us.is_some() && ring.is_paused() {
             return false;
         }
-        let has_room = sequence.job.ring.has_room();
-        if has_room == sequence.paused {
-            sequence.paused = !has_room;
-            let counters = &self.setup.counters;
-            if has_room {
-                counters.paused.fetch_sub(1, Relaxed);
-            } else {
-                counters.paused.fetch_add(1, Relaxed);
-                counters.pauses.fetch_add(1, Relaxed);
-            }
+        let has_room = ring.has_room();
+        if has_room && sequence.paused_since_us.take().is_some() {
+            counters.paused.fetch_sub(1, Relaxed);
+        } else if !has_room {
+            sequence.paused_since_us = Some(now_us);
+            counters.paused.fetch_add(1, Relaxed);
+            counters.pauses.fetch_add(1, Relaxed);
         }
         has_room
     }
 
-    /// One bounded chunk of prompts; false if no sequence is in prefill.
-    fn prefill(&mut self, others_decode: bool) -> bool {
-        self.prefills.clear();
-        for (id, slot) in self.slots.iter().enumerate() {
-            if let Some(sequence) = slot
-                && sequence.prefilled < sequence.prompt_len()
-            {
-                self.prefills.push(Prefill {
-                    id: index(id),
-                    done: sequence.prefilled,
-                    total: sequence.prompt_len(),
-                });
-            }
-        }
-        if self.prefills.is_empty() {
-            return false;
-        }
-        let budget = if others_decode {
-            self.setup.prefill_chunk.min(self.setup.batch)
-        } else {
-            self.setup.batch
-        };
-        let last_served = schedule::prefill(
-            &self.prefills,
-            budget,
-            self.prefill_turn,
-            self.setup.one_prompt_per_call,
-            &mut self.runs,
-        );
-        self.prefill_turn = last_served.map_or(0, |id| id + 1);
-        self.batch.clear();
-        self.rows.clear();
-        for run in &self.runs {
-            let Some(sequence) = &self.slots[run.id as usize] else {
-                continue;
-            };
-            let last = sequence.prompt_len() - 1;
-            for position in run.from..run.to {
-                let token = sequence.job.prompt[position as usize];
-                let row = self.batch.push(token, position, run.id, position == last);
-                if position == last {
-                    self.rows.push((run.id, row));
-                }
-            }
-        }
-        if self.batch.is_empty() {
-            return false;
-        }
-        match self.setup.context.decode(&mut self.batch) {
-            Ok(()) => {
-                for run in &self.runs {
-                    if let Some(sequence) = &mut self.slots[run.id as usize] {
-                        sequence.prefilled = run.to;
-                        sequence.position = run.to;
-                    }
-                }
-                self.sample_rows();
-            }
-            Err(error) => {
-                self.rows.clear();
-                self.rows.extend(self.runs.iter().map(|run| (run.id, 0)));
-                self.fail_rows(&error);
-            }
-        }
-        true
+    /// Host memory that parking the longest running sequence takes.
+    fn largest_state(&self) -> u64 {
+        let longest = self.slots.iter().filter_map(Slot::sequence);
+        let longest = longest.map(|sequence| sequence.position).max();
+        u64::from(longest.unwrap_or(0)) * self.setup.cache.bytes_per_token()
     }
 
-    /// Chooses the next token of every row of the last call, pushes it, and wakes the readers once.
-    fn sample_rows(&mut self) {
-        let at = clock::micros();
-        for index in 0..self.rows.len() {
-            let (id, row) = self.rows[index];
-            let end = self.sample(id as usize, row, at);
-            if let Some(sequence) = &mut self.slots[id as usize]
-                && let Some(end) = end
-            {
-                sequence.job.end(end);
-            }
-        }
-        for index in 0..self.rows.len() {
-            let id = self.rows[index].0 as usize;
-            let Some(sequence) = &self.slots[id] else {
-                continue;
-            };
-            sequence.job.ring.wake();
-            if sequence.job.ring.ended().is_some() {
-                self.free(id);
-            }
-        }
-    }
-
-    /// Chooses and pushes one token; the end of the sequence, if this is it.
-    fn sample(&mut self, id: usize, row: usize, at: u64) -> Option<End> {
-        let sequence = self.slots[id].as_mut()?;
-        let Some(logits) = self.setup.context.logits(row) else {
-            return Some(End::Failed(Failure::internal("a row has no logits")));
-        };
-        let token = match sequence.job.sampler.sample(logits, &mut self.scratch) {
-            Ok(token) => token,
-            Err(error) => return Some(End::Failed(Failure::internal(error))),
-        };
-        let logprob = match sequence.job.logprobs {
-            Some(count) => {
-                let (scratch, top) = (&mut self.scratch, &mut self.top);
-                logprobs(logits, token, usize::from(count), scratch, top)
-            }
-            None => f32::NAN,
-        };
-        let slot = Slot { token, logprob, at };
-        if !sequence.job.ring.push(slot, &self.top) {
-            return Some(End::Failed(Failure::internal("a token had no room")));
-        }
-        self.top.clear();
-        sequence.generated += 1;
-        sequence.next = token;
-        if self.setup.eog.get(token as usize) == Some(&true) {
-            Some(End::Finish(Finish::Stop))
-        } else if sequence.generated >= sequence.job.budget {
-            Some(End::Finish(Finish::Length))
-        } else {
-            None
-        }
-    }
-
-    /// Ends every sequence of a failed call. Its neighbours in other calls go on.
-    fn fail_rows(&mut self, error: &LlamaError) {
-        let failure = match error {
-            LlamaError::Aborted => Failure::new(Kind::Draining, "The model was stopped."),
-            error => Failure::internal(error.to_string()),
-        };
-        for index in 0..self.rows.len() {
-            let id = self.rows[index].0 as usize;
-            if let Some(sequence) = &mut self.slots[id] {
-                sequence.job.fail(failure.clone());
-            }
-            self.free(id);
-        }
-    }
-
-    fn free(&mut self, id: usize) {
-        if let Some(sequence) = self.slots[id].take() {
-            self.setup.context.forget(index(id));
-            self.cells.give_back(sequence.cells);
-            let counters = &self.setup.counters;
-            counters.running.fetch_sub(1, Relaxed);
-            if sequence.paused {
-                counters.paused.fetch_sub(1, Relaxed);
-            }
-        }
-    }
-
-    fn publish(&self) {
-        let used = self.slots.iter().flatten().map(|s| u64::from(s.position));
-        self.setup.counters.kv_used.store(used.sum(), Relaxed);
+    pub(super) fn publish(&self) {
+        let counters = &self.setup.counters;
+        let used = self.slots.iter().filter_map(Slot::sequence);
+        let used = used.map(|sequence| u64::from(sequence.position)).sum();
+        counters.kv_used.store(used, Relaxed);
+        let idle = u64::from(self.pages.idle() * GRID);
+        counters.kv_idle.store(idle, Relaxed);
+        counters
+            .prefix_bytes
+            .store(self.setup.cache.usage().bytes, Relaxed);
     }
 }
 
-fn index(id: usize) -> u32 {
-    u32::try_from(id).unwrap_or(u32::MAX)
+fn waited_too_long(bound: Duration) -> Failure {
+    let bound = humantime::format_duration(bound);
+    Failure::new(
+        Kind::Deadline,
+        format!("The request waited longer than {bound} for a free sequence."),
+    )
+    .with_code("queue_timeout")
+    .with_retry_after(super::RETRY_AFTER)
 }

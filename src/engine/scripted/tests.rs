@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::generation::{
-    Caller, Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, Sampling, TokenStream,
-    Watch,
+    Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, TokenStream, Watch,
 };
 use std::sync::Mutex;
 use std::task::Waker;
@@ -21,16 +20,9 @@ impl Recorder for Ledger {
 
 fn request(model: &str, n: u32) -> Request {
     Request {
-        id: RequestId::random(),
-        caller: Caller::default(),
         model: model.into(),
-        inputs: vec![Input::Text("hello".into())],
         n,
-        max_tokens: None,
-        stop: Vec::new(),
-        sampling: Sampling::default(),
-        logprobs: None,
-        deadlines: Deadlines::default(),
+        ..Request::new(Input::Text("hello".into()))
     }
 }
 
@@ -45,6 +37,7 @@ async fn open(
         id: request.id.clone(),
         accepted_at: clock::task_micros(),
         usage: started.usage,
+        deterministic: false,
         deadlines: request.deadlines,
         stall_timeout: Duration::from_secs(30),
         recorder: ledger.clone(),
@@ -286,6 +279,7 @@ async fn a_reader_who_was_away_has_not_waited_for_the_next_token() {
         id: RequestId::random(),
         accepted_at: clock::task_micros(),
         usage: Usage::default(),
+        deterministic: false,
         deadlines: Deadlines {
             gap: Some(Duration::from_secs(2)),
             ..Deadlines::default()
@@ -324,4 +318,26 @@ async fn no_change_of_a_script_is_too_large_for_clocks_and_buffers() {
     let mut burst = Burst::new();
     let first = started.sources[0].poll_fill(&mut Context::from_waker(Waker::noop()), &mut burst);
     assert!(first.is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_death_ends_every_stream_of_the_engine_and_refuses_the_next() {
+    let (ledger, engine) = (Arc::default(), engine());
+    let (mut other, _watch) = open(&engine, &request("scripted?pace=1h", 1), &ledger).await;
+    let mut burst = Burst::new();
+    other.burst(&mut burst).await;
+    let waiting = tokio::spawn(async move { text_of(&mut other).await });
+    tokio::task::yield_now().await;
+    assert!(engine.is_alive());
+    let dying = request("scripted?die_at=2&size=3&text=abc", 1);
+    let (mut dying, _watch) = open(&engine, &dying, &ledger).await;
+    let start = Instant::now();
+    let (text, failure) = text_of(&mut dying).await;
+    assert_eq!(text, "abcabc");
+    assert_eq!(failure.unwrap().kind, Kind::Internal);
+    let (_, failure) = waiting.await.unwrap();
+    assert_eq!(failure.unwrap().kind, Kind::Internal);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert!(!engine.is_alive());
+    assert!(engine.start(&request("scripted", 1)).await.is_err());
 }

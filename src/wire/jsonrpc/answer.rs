@@ -46,7 +46,7 @@ impl Answer for Rpc {
         self.streamed
     }
 
-    fn encoder(&self, model: &str) -> Box<dyn Encoder> {
+    fn encoder(&self, model: &str, _deterministic: bool) -> Box<dyn Encoder> {
         let format = Tokens::new(self, model);
         let echo = self.echo.clone();
         Box::new(Unmarked::new(format, self.choices, echo, self.n))

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
+use super::openai::{Embeddings, Rerank};
 use super::tokenize::{Detokenize, Tokenize};
 use super::{Call, JSON, NDJSON, failure};
 use crate::generation::{Failure, RequestId};
@@ -23,12 +24,14 @@ use crate::generation::{Failure, RequestId};
 pub use parse::parse;
 
 /// Every method, in the order of the `OpenRPC` document.
-pub const METHODS: [&str; 7] = [
+pub const METHODS: [&str; 9] = [
     "chat",
     "complete",
     "models",
     "tokenize",
     "detokenize",
+    "embeddings",
+    "rerank",
     "cancel",
     "ping",
 ];
@@ -104,6 +107,10 @@ pub enum Method {
     Tokenize(Tokenize),
     /// Reply with [`super::tokenize::write_content`].
     Detokenize(Detokenize),
+    /// Reply with [`super::openai::write_embeddings`].
+    Embeddings(Embeddings),
+    /// Reply with [`super::openai::write_ranking`].
+    Rerank(Rerank),
     /// Cancel the requests with this `x-request-id`: reply with [`write_cancelled`].
     Cancel(RequestId),
     /// Reply with [`write_pong`].

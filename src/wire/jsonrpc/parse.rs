@@ -8,7 +8,9 @@ use serde_json::value::RawValue;
 use super::super::openai::{self, Wanted};
 use super::super::{Call, Head, read, tokenize};
 use super::answer::Rpc;
-use super::{Detokenize, Fault, Framing, Incoming, Item, Method, Reply, Tokenize, code};
+use super::{
+    Detokenize, Embeddings, Fault, Framing, Incoming, Item, Method, Reply, Rerank, Tokenize, code,
+};
 use crate::generation::{Failure, Kind, RequestId};
 
 /// Longest id, in bytes of JSON: every token of a stream carries it.
@@ -115,6 +117,8 @@ enum Work {
     Models,
     Tokenize(Tokenize),
     Detokenize(Detokenize),
+    Embeddings(Embeddings),
+    Rerank(Rerank),
     Cancel(RequestId),
     Ping,
 }
@@ -189,6 +193,8 @@ impl Parsed {
             Work::Models => Method::Models,
             Work::Tokenize(tokenize) => Method::Tokenize(tokenize),
             Work::Detokenize(detokenize) => Method::Detokenize(detokenize),
+            Work::Embeddings(embeddings) => Method::Embeddings(embeddings),
+            Work::Rerank(rerank) => Method::Rerank(rerank),
             Work::Cancel(id) => Method::Cancel(id),
             Work::Ping => Method::Ping,
         });
@@ -248,6 +254,8 @@ fn work(method: &str, params: &str, head: &Head<'_>) -> Result<Work, Fault> {
         "complete" => Work::Complete(openai::completion(params, head)?),
         "tokenize" => Work::Tokenize(tokenize::tokenize(params)?),
         "detokenize" => Work::Detokenize(tokenize::detokenize(params)?),
+        "embeddings" => Work::Embeddings(openai::embeddings(params, head)?),
+        "rerank" => Work::Rerank(openai::rerank(params, head)?),
         "cancel" => {
             let given = read::object::<CancelParams>(params)?.id;
             let id = given.as_deref().and_then(RequestId::parse).ok_or_else(|| {

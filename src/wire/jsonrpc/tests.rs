@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::super::openai;
 use super::super::testing::{Step, encode_text, head};
 use super::*;
-use crate::generation::{Finish, Kind};
+use crate::generation::{Finish, Kind, Scores, Usage, Vectors};
 
 /// Carries out a body with canned results and puts the replies together as a transport does.
 fn answer(body: &str) -> Option<String> {
@@ -30,6 +31,25 @@ fn answer(body: &str) -> Option<String> {
                 Ok(Method::Detokenize(_)) => item.reply.result(&mut out, |out| {
                     super::super::tokenize::write_content(&[], out);
                 }),
+                Ok(Method::Embeddings(asked)) => {
+                    let vectors = Vectors {
+                        numbers: vec![1.0],
+                        width: 1,
+                        usage: Usage::default(),
+                    };
+                    item.reply.result(&mut out, |out| {
+                        openai::write_embeddings(&vectors, "m", asked.base64, out);
+                    });
+                }
+                Ok(Method::Rerank(asked)) => {
+                    let scores = Scores {
+                        scores: vec![0.5; asked.request.documents.len()],
+                        usage: Usage::default(),
+                    };
+                    item.reply.result(&mut out, |out| {
+                        openai::write_ranking(&asked, &scores, "m", out);
+                    });
+                }
                 Ok(Method::Cancel(_)) => {
                     item.reply.result(&mut out, |out| write_cancelled(2, out));
                 }
@@ -372,6 +392,21 @@ fn failures_become_error_replies_with_what_helps_to_retry() {
             assert_eq!(serde_json::from_str::<Value>(written).unwrap(), error);
         }
     }
+}
+
+#[test]
+fn embeddings_and_rankings_are_those_of_the_other_paths() {
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"embeddings","params":{"input":["a"],"encoding_format":"base64"}}"#;
+    let reply = value(body);
+    assert_eq!(reply["result"]["data"][0]["embedding"], "AACAPw==");
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"rerank","params":{"query":"q","documents":["a","b"],"top_n":1}}"#;
+    let reply = value(body);
+    assert_eq!(
+        reply["result"]["results"],
+        json!([{"index": 0, "relevance_score": 0.5}])
+    );
+    let bad = r#"{"jsonrpc":"2.0","id":1,"method":"embeddings","params":{"input":""}}"#;
+    assert_eq!(value(bad)["error"]["data"]["param"], "input[0]");
 }
 
 #[test]

@@ -3,13 +3,16 @@
 //! One struct serves both: fields of the other endpoint are ignored, as all unknown ones are.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::super::read::{Bounded, OneOrMany, Unserved};
 use super::super::{Head, read};
+use super::constraint::{self, Choices, ResponseFormat, Structured};
 use super::fields::{
-    self, Biases, Breakers, Logprobs, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, ResponseFormat, Seed,
+    self, Biases, Breakers, Logprobs, MAX_PROMPTS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompts, Seed,
     not_served,
 };
+use crate::generation::ranges::MAX_ADAPTERS;
 use crate::generation::{Failure, Input, Message, Request, Role};
 
 /// Most messages of one conversation.
@@ -35,7 +38,7 @@ pub(in crate::wire) struct Wanted {
 pub(super) struct Body {
     pub(super) model: Option<String>,
     pub(super) messages: Option<Bounded<ChatMessage, MAX_MESSAGES>>,
-    pub(super) prompt: Option<Prompts>,
+    pub(super) prompt: Option<Prompts<MAX_PROMPTS>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     pub(super) n: Option<i64>,
@@ -70,16 +73,25 @@ pub(super) struct Body {
     pub(super) logit_bias: Option<Biases>,
     pub(super) seed: Option<Seed>,
     pub(super) ignore_eos: Option<bool>,
+    pub(super) lora: Option<Bounded<Lora, MAX_ADAPTERS>>,
+    pub(super) service_tier: Option<String>,
+    // What the answer must look like.
+    pub(super) response_format: Option<ResponseFormat>,
+    pub(super) grammar: Option<String>,
+    pub(super) grammar_lazy: Option<bool>,
+    pub(super) json_schema: Option<Box<RawValue>>,
+    pub(super) guided_json: Option<Box<RawValue>>,
+    pub(super) guided_regex: Option<String>,
+    pub(super) guided_grammar: Option<String>,
+    pub(super) guided_choice: Option<Choices>,
+    pub(super) structured_outputs: Option<Structured>,
     // Refused when they ask for anything: silence would be an answer that breaks a promise.
     pub(super) tools: Option<Unserved>,
     pub(super) tool_choice: Option<Unserved>,
     pub(super) functions: Option<Unserved>,
     pub(super) audio: Option<Unserved>,
     pub(super) web_search_options: Option<Unserved>,
-    pub(super) grammar: Option<Unserved>,
-    pub(super) json_schema: Option<Unserved>,
     pub(super) suffix: Option<Unserved>,
-    pub(super) response_format: Option<ResponseFormat>,
     pub(super) modalities: Option<Bounded<String, 8>>,
 }
 
@@ -90,6 +102,15 @@ pub(super) struct StreamOptions {
     /// Random padding against traffic analysis: we never send any, whatever is asked.
     #[serde(rename = "include_obfuscation")]
     _obfuscation: Option<bool>,
+}
+
+/// One adapter: by the number of the models list's order, as llama-server has it, or by its name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Lora {
+    pub(super) id: Option<i64>,
+    pub(super) name: Option<String>,
+    pub(super) scale: Option<f64>,
 }
 
 /// One message as sent.
@@ -190,6 +211,7 @@ fn finish(
     }
     let max_tokens = fields::max_tokens(&body)?;
     let sampling = fields::sampling(&mut body)?;
+    let constraint = constraint::constraint(&mut body)?;
     let options = body.stream_options.unwrap_or_default();
     Ok(Wanted {
         request: Request {
@@ -202,6 +224,9 @@ fn finish(
             stop: fields::stops(body.stop)?,
             sampling,
             logprobs,
+            adapters: fields::adapters(body.lora)?,
+            class: fields::class(body.service_tier.as_deref())?,
+            constraint,
             deadlines: head.deadlines,
         },
         stream: body.stream,

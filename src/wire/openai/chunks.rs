@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use super::super::logprobs::{self, Columns};
 use super::super::mark::Format;
 use super::super::{EVENT_STREAM, failure, json};
-use super::{Dialect, OpenAi, usage};
+use super::{Dialect, OpenAi, Served, usage};
 use crate::generation::{Failure, Finish, Scored, Usage};
 
 /// Writes chunk objects.
@@ -45,7 +45,7 @@ fn framing(content_type: &str) -> (&'static [u8], &'static [u8]) {
 }
 
 impl Chunks {
-    pub(super) fn new(answer: &OpenAi, model: &str, content_type: &'static str) -> Self {
+    pub(super) fn new(answer: &OpenAi, served: &Served<'_>, content_type: &'static str) -> Self {
         let (before, after) = framing(content_type);
         let mut head = BytesMut::from(before);
         let (object, open, close_text): (_, &[u8], &[u8]) = match answer.dialect {
@@ -56,7 +56,7 @@ impl Chunks {
             ),
             Dialect::Completion => ("text_completion", b",\"text\":\"", b"\""),
         };
-        answer.envelope(object, model, &mut head);
+        answer.envelope(object, served, &mut head);
         head.extend_from_slice(b"\"choices\":[");
         let envelope = head.len();
         head.extend_from_slice(b"{\"index\":");

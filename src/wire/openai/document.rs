@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use super::super::logprobs::{self, Columns};
 use super::super::mark::Format;
 use super::super::{JSON, NDJSON, accept, failure, json};
-use super::{Dialect, OpenAi, usage};
+use super::{Dialect, OpenAi, Served, usage};
 use crate::generation::{Failure, Finish, Scored, Usage};
 
 /// Gathers all choices and writes them at the end.
@@ -29,13 +29,13 @@ struct Choice {
 }
 
 impl Document {
-    pub(super) fn new(answer: &OpenAi, model: &str) -> Self {
+    pub(super) fn new(answer: &OpenAi, served: &Served<'_>) -> Self {
         let mut envelope = BytesMut::new();
         let object = match answer.dialect {
             Dialect::Chat => "chat.completion",
             Dialect::Completion => "text_completion",
         };
-        answer.envelope(object, model, &mut envelope);
+        answer.envelope(object, served, &mut envelope);
         Self {
             dialect: answer.dialect,
             envelope: envelope.to_vec().into(),

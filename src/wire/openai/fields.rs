@@ -6,10 +6,14 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::super::read::{OneOrMany, Unserved, list};
-use super::body::Body;
-use crate::generation::ranges::{self, MAX_BIASES, MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_WINDOW};
-use crate::generation::{Dry, Failure, Input, Mirostat, Sampling, Xtc};
+use super::super::read::{Bounded, OneOrMany, Unserved, list};
+use super::body::{Body, Lora};
+use crate::generation::ranges::{
+    self, MAX_ADAPTERS, MAX_BIASES, MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_WINDOW,
+};
+use crate::generation::{
+    AdapterRef, Class, Dry, Failure, Input, Mirostat, Sampling, UseAdapter, Xtc,
+};
 
 /// Most stop strings of one request.
 pub const MAX_STOPS: usize = 16;
@@ -19,7 +23,7 @@ pub const MAX_STOP_BYTES: usize = 512;
 pub const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Most prompts read from one body, before the bound on choices is applied.
-const MAX_PROMPTS: usize = 256;
+pub(super) const MAX_PROMPTS: usize = 256;
 /// `value` as `f32` if it is in `range`.
 pub(super) fn real(
     name: &'static str,
@@ -81,6 +85,30 @@ pub(super) fn max_tokens(body: &Body) -> Result<Option<u32>, Failure> {
         bound = bound.or(value);
     }
     Ok(bound)
+}
+
+/// The adapters of `lora`.
+pub(super) fn adapters(
+    lora: Option<Bounded<Lora, MAX_ADAPTERS>>,
+) -> Result<Vec<UseAdapter>, Failure> {
+    let list = lora.map_or(Vec::new(), |list| list.0);
+    let adapter = |lora: Lora| {
+        let adapter = match (lora.id, lora.name) {
+            (None, Some(name)) => Some(AdapterRef::Name(name)),
+            (Some(id), None) => u32::try_from(id).ok().map(AdapterRef::Id),
+            _ => None,
+        };
+        Ok(UseAdapter {
+            adapter: adapter.ok_or_else(|| {
+                Failure::invalid(
+                    "lora",
+                    "Every entry of lora must have either the name of an adapter or its id.",
+                )
+            })?,
+            scale: real("lora.scale", lora.scale, ranges::ADAPTER_SCALE)?,
+        })
+    };
+    list.into_iter().map(adapter).collect()
 }
 
 /// `stop` as a list.
@@ -214,13 +242,7 @@ pub(super) fn unserved(body: &Body) -> Result<(), Failure> {
         ("tool_choice", forced),
         ("audio", full(&body.audio)),
         ("web_search_options", body.web_search_options.is_some()),
-        ("grammar", full(&body.grammar)),
-        ("json_schema", full(&body.json_schema)),
         ("suffix", full(&body.suffix)),
-        (
-            "response_format",
-            (body.response_format.as_ref()).is_some_and(|format| format.kind != "text"),
-        ),
         (
             "modalities",
             (body.modalities.as_ref()).is_some_and(|list| list.0.iter().any(|one| one != "text")),
@@ -232,21 +254,28 @@ pub(super) fn unserved(body: &Body) -> Result<(), Failure> {
     }
 }
 
+/// How urgent OpenAI's `service_tier` makes a request: `flex` takes what others leave, `priority` goes
+/// first.
+pub(super) fn class(tier: Option<&str>) -> Result<Class, Failure> {
+    match tier {
+        None | Some("auto" | "default") => Ok(Class::Normal),
+        Some("flex") => Ok(Class::Background),
+        Some("priority") => Ok(Class::Interactive),
+        Some(_) => Err(Failure::invalid(
+            "service_tier",
+            "service_tier must be \"auto\", \"default\", \"flex\" or \"priority\".",
+        )),
+    }
+}
+
 /// The refusal of a feature that this server does not have.
 pub(super) fn not_served(param: String) -> Failure {
     let message = format!("{param} is not supported by this server.");
     Failure::invalid(param, message).with_code("unsupported_parameter")
 }
 
-/// `response_format`; only its type matters.
-#[derive(Debug, Deserialize)]
-pub(super) struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
-}
-
 /// A list of dry's sequence breakers.
-pub(super) type Breakers = super::super::read::Bounded<String, MAX_BREAKERS>;
+pub(super) type Breakers = Bounded<String, MAX_BREAKERS>;
 
 /// `logprobs`: a flag in chat, a number in completions.
 #[derive(Clone, Copy, Debug)]
@@ -346,9 +375,9 @@ impl<'de> Deserialize<'de> for Biases {
     }
 }
 
-/// `prompt`: a string, token ids, or a list of either.
+/// `prompt` or `input`: a string, token ids, or a list of at most `N` of either.
 #[derive(Debug)]
-pub(super) struct Prompts(pub(super) Vec<Input>);
+pub(super) struct Prompts<const N: usize>(pub(super) Vec<Input>);
 
 /// The first element of a list decides what the others must be.
 enum Element {
@@ -382,36 +411,36 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de, const N: usize> Deserialize<'de> for Prompts<N> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Prompts;
+        struct Any<const N: usize>;
+        impl<'de, const N: usize> Visitor<'de> for Any<N> {
+            type Value = Prompts<N>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
                     "a string, or an array of strings, of token ids or of arrays of token ids",
                 )
             }
-            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+            fn visit_str<E>(self, text: &str) -> Result<Prompts<N>, E> {
                 Ok(Prompts(vec![Input::Text(text.to_owned())]))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts<N>, A::Error> {
                 Ok(Prompts(match seq.next_element()? {
                     None => Vec::new(),
                     Some(Element::Token(first)) => {
                         vec![Input::Tokens(list(&mut seq, usize::MAX, vec![first])?)]
                     }
                     Some(Element::Text(first)) => {
-                        let texts = list(&mut seq, MAX_PROMPTS, vec![first])?;
+                        let texts = list(&mut seq, N, vec![first])?;
                         texts.into_iter().map(Input::Text).collect()
                     }
                     Some(Element::Tokens(first)) => {
-                        let lists = list(&mut seq, MAX_PROMPTS, vec![first])?;
+                        let lists = list(&mut seq, N, vec![first])?;
                         lists.into_iter().map(Input::Tokens).collect()
                     }
                 }))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(Any::<N>)
     }
 }

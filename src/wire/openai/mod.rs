@@ -4,14 +4,19 @@
 //! the `Accept` header: `application/x-ndjson` (the objects of the SSE frames, one a line) and
 //! `text/plain` (the text and nothing else; one choice only).
 //!
+//! `vectors.rs` has the two endpoints beside them that are answered with one document: embeddings, and
+//! the ranking of documents that OpenAI does not have.
+//!
 //! What differs from OpenAI: no `obfuscation` is ever sent (the flag is accepted), `best_of` must equal
-//! `n`, and what needs tools, media or a grammar is refused with the name of the field.
+//! `n`, and what needs tools or media is refused with the name of the field.
 
 mod body;
 mod chunks;
+mod constraint;
 mod document;
 mod fields;
 mod text;
+mod vectors;
 
 use bytes::BytesMut;
 
@@ -22,9 +27,22 @@ use crate::generation::{Failure, RequestId, Usage};
 
 pub(super) use body::{Wanted, chat, completion, count};
 pub use fields::{MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS};
+pub use vectors::{
+    Embeddings, Rerank, parse_embeddings, parse_rerank, write_embeddings, write_ranking,
+};
+pub(super) use vectors::{embeddings, rerank};
 
 /// `system_fingerprint`: the same seed gives the same text only under the same one.
 const FINGERPRINT: &str = concat!("sluicegate-", env!("CARGO_PKG_VERSION"));
+
+/// The same where the seed alone decides: not who else is served, nor what is cached.
+const DETERMINISTIC: &str = concat!("sluicegate-", env!("CARGO_PKG_VERSION"), "-deterministic");
+
+/// What an answer says about who gives it.
+struct Served<'m> {
+    model: &'m str,
+    deterministic: bool,
+}
 
 /// Reads the body of `POST /v1/chat/completions`.
 ///
@@ -103,7 +121,7 @@ struct OpenAi {
 
 impl OpenAi {
     /// The fields that every object of the answer begins with, from `{` to before `"choices"`.
-    fn envelope(&self, object: &str, model: &str, out: &mut BytesMut) {
+    fn envelope(&self, object: &str, served: &Served<'_>, out: &mut BytesMut) {
         out.extend_from_slice(b"{\"id\":\"");
         json::text(out, self.dialect.id_prefix());
         json::text(out, self.id.as_str());
@@ -112,9 +130,16 @@ impl OpenAi {
         out.extend_from_slice(b",\"created\":");
         json::integer(out, self.created);
         out.extend_from_slice(b",\"model\":");
-        json::string(out, model);
+        json::string(out, served.model);
         out.extend_from_slice(b",\"system_fingerprint\":");
-        json::string(out, FINGERPRINT);
+        json::string(
+            out,
+            if served.deterministic {
+                DETERMINISTIC
+            } else {
+                FINGERPRINT
+            },
+        );
         out.extend_from_slice(b",");
     }
 
@@ -129,7 +154,11 @@ impl Answer for OpenAi {
         self.streamed
     }
 
-    fn encoder(&self, model: &str) -> Box<dyn Encoder> {
+    fn encoder(&self, model: &str, deterministic: bool) -> Box<dyn Encoder> {
+        let model = &Served {
+            model,
+            deterministic,
+        };
         match (self.format, self.streamed) {
             (Format::Text, _) => self.unmarked(text::Bare),
             (Format::Events, _) => self.unmarked(chunks::Chunks::new(self, model, EVENT_STREAM)),

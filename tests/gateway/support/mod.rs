@@ -5,12 +5,13 @@
 //! ```
 
 mod http;
+mod lora;
 mod metrics;
 mod raw;
 mod sse;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluicegate::app::App;
@@ -18,6 +19,7 @@ use sluicegate::config::{Config, Flags, Sources};
 use tokio::task::JoinHandle;
 
 pub(crate) use self::http::{Ask, Reply};
+pub(crate) use self::lora::Lora;
 pub(crate) use self::metrics::Metrics;
 pub(crate) use self::raw::Raw;
 pub(crate) use self::sse::{Answer, Event};
@@ -43,9 +45,16 @@ pub(crate) fn demo_file() -> &'static Path {
 pub(crate) struct Setup {
     sections: String,
     models: String,
+    program: Option<PathBuf>,
 }
 
 impl Setup {
+    /// Lets the gateway start processes of its own, from this file.
+    pub(crate) fn program(mut self, file: &Path) -> Self {
+        self.program = Some(file.to_owned());
+        self
+    }
+
     /// Adds sections of the configuration file.
     pub(crate) fn with(mut self, sections: &str) -> Self {
         self.sections += sections;
@@ -91,7 +100,8 @@ impl Setup {
                 ..Flags::default()
             },
         };
-        let config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+        let mut config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+        config.engine.program = self.program;
         let app = App::start(config, || 0).expect("the gateway starts");
         TestGateway {
             public: app.public_addresses()[0],
@@ -135,6 +145,11 @@ impl TestGateway {
 
     pub(crate) fn ops_get(&self, path: &str) -> Ask {
         Ask::new(self.ops, "GET", path, Vec::new())
+    }
+
+    /// A request to the operator's port.
+    pub(crate) fn ops(&self, method: &str, path: &str, body: &str) -> Ask {
+        Ask::new(self.ops, method, path, body.as_bytes().to_vec())
     }
 
     /// A connection, to be written to byte by byte.

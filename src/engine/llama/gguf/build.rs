@@ -2,7 +2,7 @@
 
 /// A value with the type it is to be stored in.
 #[derive(Clone, Debug)]
-pub(super) enum Put {
+pub(in crate::engine::llama) enum Put {
     U8(u8),
     U32(u32),
     I32(i32),
@@ -26,34 +26,34 @@ impl From<&str> for Put {
 
 /// One tensor; its data is zeros unless given.
 #[derive(Clone, Debug)]
-pub(super) struct Weights {
-    pub(super) name: String,
-    pub(super) dimensions: Vec<u64>,
-    pub(super) format: u32,
-    pub(super) data: Vec<u8>,
+pub(in crate::engine::llama) struct Weights {
+    pub(in crate::engine::llama) name: String,
+    pub(in crate::engine::llama) dimensions: Vec<u64>,
+    pub(in crate::engine::llama) format: u32,
+    pub(in crate::engine::llama) data: Vec<u8>,
     /// Instead of the place where it is written.
-    pub(super) offset: Option<u64>,
+    pub(in crate::engine::llama) offset: Option<u64>,
 }
 
 /// A file to be written.
 #[derive(Clone, Debug)]
-pub(super) struct Gguf {
-    pub(super) magic: [u8; 4],
-    pub(super) version: u32,
-    pub(super) keys: Vec<(Vec<u8>, Put)>,
-    pub(super) tensors: Vec<Weights>,
-    pub(super) alignment: usize,
+pub(in crate::engine::llama) struct Gguf {
+    pub(in crate::engine::llama) magic: [u8; 4],
+    pub(in crate::engine::llama) version: u32,
+    pub(in crate::engine::llama) keys: Vec<(Vec<u8>, Put)>,
+    pub(in crate::engine::llama) tensors: Vec<Weights>,
+    pub(in crate::engine::llama) alignment: usize,
     /// Instead of the true counts.
-    pub(super) counts: (Option<u64>, Option<u64>),
+    pub(in crate::engine::llama) counts: (Option<u64>, Option<u64>),
 }
 
 /// Tokens of the sound file.
-pub(super) const TOKENS: u32 = 16;
-pub(super) const WIDTH: u32 = 32;
+pub(in crate::engine::llama) const TOKENS: u32 = 16;
+pub(in crate::engine::llama) const WIDTH: u32 = 32;
 
 /// A llama of two blocks with a byte-pair vocabulary, without most of its matrices (llama.cpp
 /// reports missing ones by itself).
-pub(super) fn sound() -> Gguf {
+pub(in crate::engine::llama) fn sound() -> Gguf {
     let mut file = Gguf {
         magic: *b"GGUF",
         version: 3,
@@ -101,13 +101,13 @@ pub(super) fn sound() -> Gguf {
 }
 
 /// Distinct texts, one per token.
-pub(super) fn tokens() -> Vec<String> {
+pub(in crate::engine::llama) fn tokens() -> Vec<String> {
     (0..TOKENS).map(|id| format!("t{id}")).collect()
 }
 
 impl Gguf {
     /// Sets or adds a key.
-    pub(super) fn set(&mut self, key: &str, value: impl Into<Put>) -> &mut Self {
+    pub(in crate::engine::llama) fn set(&mut self, key: &str, value: impl Into<Put>) -> &mut Self {
         let value = value.into();
         match self
             .keys
@@ -120,13 +120,18 @@ impl Gguf {
         self
     }
 
-    pub(super) fn remove(&mut self, key: &str) -> &mut Self {
+    pub(in crate::engine::llama) fn remove(&mut self, key: &str) -> &mut Self {
         self.keys.retain(|(name, _)| name != key.as_bytes());
         self
     }
 
     /// Adds a tensor of zeros in f32 (0), f16 (1) or `q8_0` (8), or without data in any other format.
-    pub(super) fn add(&mut self, name: &str, dimensions: &[u64], format: u32) -> &mut Self {
+    pub(in crate::engine::llama) fn add(
+        &mut self,
+        name: &str,
+        dimensions: &[u64],
+        format: u32,
+    ) -> &mut Self {
         let elements = dimensions.iter().product::<u64>();
         let bytes = match format {
             0 | 26 => elements * 4,
@@ -144,14 +149,14 @@ impl Gguf {
         self
     }
 
-    pub(super) fn tensor(&mut self, name: &str) -> &mut Weights {
+    pub(in crate::engine::llama) fn tensor(&mut self, name: &str) -> &mut Weights {
         self.tensors
             .iter_mut()
             .find(|tensor| tensor.name == name)
             .unwrap()
     }
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(in crate::engine::llama) fn bytes(&self) -> Vec<u8> {
         let mut out = self.magic.to_vec();
         let (tensors, keys) = self.counts;
         out.extend(self.version.to_le_bytes());

@@ -218,6 +218,14 @@ pub enum GgufError {
         /// The name.
         name: String,
     },
+    /// A tensor of an adapter that cannot be applied to the model.
+    #[error("tensor {name} {why}")]
+    Adapter {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A weight that is infinite or not a number.
     #[error("tensor {name} holds {found} at element {index}, expected finite numbers")]
     NotFinite {

@@ -13,6 +13,7 @@
 //! padding to general.alignment | data: each tensor padded to the alignment
 //! ```
 
+mod adapter;
 mod architecture;
 mod charsmap;
 mod error;
@@ -20,16 +21,19 @@ mod metadata;
 mod model;
 mod source;
 mod tensors;
+mod vectors;
 mod vocabulary;
 
 #[cfg(test)]
-mod build;
+pub(in crate::engine::llama) mod build;
 #[cfg(test)]
 mod tests;
 
 use std::io::{Read, Seek};
 
+pub(super) use adapter::{AdapterSummary, Base, check_adapter};
 pub use error::GgufError;
+pub(super) use vectors::{Pooled, Vectors};
 
 use error::shown;
 use metadata::{Metadata, bad};
@@ -61,6 +65,8 @@ pub(super) struct Summary {
     /// Whether the model continues text: causal attention, not an encoder or a diffusion model.
     /// llama.cpp asserts on batches of others, so they must not reach a decode loop.
     pub generates: bool,
+    /// What it says about vectors.
+    pub vectors: Vectors,
     /// Tokens in the vocabulary.
     pub vocabulary: u32,
     /// `tokenizer.ggml.model`, for example `gpt2`.
@@ -89,6 +95,8 @@ pub(super) struct Summary {
     pub tensor_bytes: u64,
     /// Numbers in all tensors.
     pub parameters: u64,
+    /// What adapters must fit.
+    pub base: Base,
 }
 
 /// Checks a GGUF file that begins at byte 0 of `reader` and is `file_len` bytes long.
@@ -111,6 +119,8 @@ pub(super) fn check<R: Read + Seek>(reader: R, file_len: u64) -> Result<Summary,
         name: owned("general.name")?,
         chat_template: owned("tokenizer.chat_template")?,
         file_type: metadata.u32("general.file_type")?,
+        base: Base::new(&model.architecture, &tensors),
+        vectors: vectors::read(&metadata, &tensors, architecture, model.width)?,
         architecture: model.architecture,
         block_count: model.blocks,
         context_length: model.context,

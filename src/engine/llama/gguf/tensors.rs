@@ -100,16 +100,25 @@ pub(super) struct Tensor {
     dimensions: u32,
     pub(super) format: Format,
     /// From the start of the data.
-    offset: u64,
+    pub(super) offset: u64,
     /// Size of the data.
     pub(super) bytes: u64,
     pub(super) elements: u64,
+}
+
+impl Tensor {
+    /// Where its data ends, from the start of all data.
+    pub(super) fn end(&self) -> u64 {
+        self.offset.saturating_add(self.bytes)
+    }
 }
 
 /// All tensors of a file, in order.
 #[derive(Debug)]
 pub(super) struct Tensors {
     all: Vec<Tensor>,
+    /// Where the data begins in the file.
+    pub(super) start: u64,
     by_name: HashMap<String, usize>,
     /// Sum of the tensors' sizes.
     pub(super) bytes: u64,
@@ -136,6 +145,7 @@ impl Tensors {
         }
         let mut tensors = Self {
             all: Vec::new(),
+            start: 0,
             by_name: HashMap::new(),
             bytes: 0,
             elements: 0,
@@ -153,9 +163,14 @@ impl Tensors {
             tensors.all.push(tensor);
         }
         let start = source.at().next_multiple_of(alignment);
+        tensors.start = start;
         tensors.check_places(start, alignment, source.len())?;
         tensors.check_norms(source, start)?;
         Ok(tensors)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        self.all.iter()
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&Tensor> {

@@ -1,7 +1,7 @@
 //! Choosing tokens: settings and a row of logits in, one token out, without sorting the vocabulary.
 //!
 //! The order is llama.cpp's default chain, so the same settings give the same distribution there and
-//! here: biases and bans, penalties, DRY, `top_k`, typical, `top_p`, `min_p`, XTC, temperature, draw.
+//! here: the mask of a grammar, biases and bans, penalties, DRY, `top_k`, typical, `top_p`, `min_p`, XTC, temperature, draw.
 //! `row` reduces the logits to few candidates in one or two streaming passes; `filter` works on those.
 //!
 //! Where this sampler differs from llama.cpp on purpose:
@@ -9,7 +9,12 @@
 //! * of equal logits the lower id comes first, so nothing depends on how a sort is implemented;
 //! * temperature 0 takes the likeliest token, whatever the filters say (XTC could exclude it);
 //! * a banned token has no part in the entropy of typical sampling (there it makes it a NaN);
-//! * penalties and DRY also act under Mirostat.
+//! * penalties and DRY also act under Mirostat;
+//! * the shares that `top_p` and typical sampling cut at are summed in double precision: where thousands of
+//!   tokens stay, llama.cpp's single-precision sum ends some tokens earlier or later.
+//!
+//! All else is compared with llama.cpp's own chain (`llama_cpp.rs`): the same candidates, and the same
+//! probabilities within 1e-5.
 //!
 //! One [`Sampler`] per sequence holds what belongs to it (a few hundred bytes, and its look-back when
 //! penalties or DRY are on); one [`Scratch`] per thread holds the large buffers.
@@ -17,14 +22,16 @@
 mod dry;
 mod filter;
 mod history;
+pub(super) mod pool;
 mod random;
 mod row;
 mod settings;
 
 use std::sync::Arc;
 
+use super::grammar::{Guide, GuideError};
 use crate::generation::ranges::OutOfRange;
-use crate::generation::{Mirostat, Sampling};
+use crate::generation::{Failure, Mirostat, Sampling};
 
 pub use self::dry::Breakers;
 pub use self::row::DeadLogits;
@@ -64,6 +71,38 @@ pub struct Sampler {
     position: u64,
     /// Mirostat's bound on surprise, in bits.
     mu: f32,
+    /// What the text must match, if anything.
+    guide: Option<Box<Guide>>,
+}
+
+/// Why no token can be chosen: this sequence cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoToken {
+    /// The model, or the bans on its tokens, left nothing.
+    DeadLogits,
+    /// The grammar cannot be followed.
+    Guide(GuideError),
+}
+
+impl From<DeadLogits> for NoToken {
+    fn from(_: DeadLogits) -> Self {
+        Self::DeadLogits
+    }
+}
+
+impl From<GuideError> for NoToken {
+    fn from(error: GuideError) -> Self {
+        Self::Guide(error)
+    }
+}
+
+impl From<NoToken> for Failure {
+    fn from(error: NoToken) -> Self {
+        match error {
+            NoToken::DeadLogits => Self::internal(DeadLogits),
+            NoToken::Guide(error) => error.into(),
+        }
+    }
 }
 
 impl Sampler {
@@ -102,7 +141,32 @@ impl Sampler {
             random: Random::new(seed),
             position: 0,
             mu,
+            guide: None,
         })
+    }
+
+    /// One that belongs to no sequence.
+    fn idle() -> Self {
+        Self {
+            plan: Plan::idle(),
+            breakers: Arc::default(),
+            history: History::new(0, 0),
+            random: Random::new(0),
+            position: 0,
+            mu: 0.0,
+            guide: None,
+        }
+    }
+
+    /// Chooses only what `guide` allows from here on.
+    pub fn follow(&mut self, guide: Guide) {
+        self.guide = Some(Box::new(guide));
+    }
+
+    /// Whether the text is whole by its grammar, so that nothing can follow.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.guide.as_ref().is_some_and(|guide| guide.is_complete())
     }
 
     /// Lets penalties and DRY see tokens that were not sampled here: the prompt, in order.
@@ -116,9 +180,9 @@ impl Sampler {
     /// allocate once `scratch` has grown.
     ///
     /// # Errors
-    /// When no token has a finite logit after bans, or one is infinite: this sequence cannot go on.
-    /// The sampler is unchanged then.
-    pub fn sample(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<u32, DeadLogits> {
+    /// When no token has a finite logit after bans, or one is infinite, or the grammar cannot be
+    /// followed: this sequence cannot go on.
+    pub fn sample(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<u32, NoToken> {
         let Scratch {
             edited,
             maxima,
@@ -127,15 +191,21 @@ impl Sampler {
             candidates,
             dry,
         } = scratch;
-        let logits = if self.edits() {
+        let logits = if self.guide.is_some() || self.edits() {
             edited.clear();
-            edited.extend_from_slice(logits);
+            match &mut self.guide {
+                Some(guide) => extend_masked(edited, logits, guide.mask()?),
+                None => edited.extend_from_slice(logits),
+            }
             self.edit(edited, dry);
             edited
         } else {
             logits
         };
-        let row = Row::scan(logits, maxima)?;
+        let row = Row::scan(logits, maxima).map_err(|dead| match self.guide {
+            Some(_) => NoToken::Guide(GuideError::all_banned()),
+            None => dead.into(),
+        })?;
         let unit = self.random.unit(self.position, Lane::Token);
         let token = match self.plan.choice {
             Choice::Greedy => row.argmax(),
@@ -156,6 +226,9 @@ impl Sampler {
                 token
             }
         };
+        if let Some(guide) = &mut self.guide {
+            guide.accept(token)?;
+        }
         self.position += 1;
         self.history.push(token);
         Ok(token)
@@ -181,6 +254,25 @@ impl Sampler {
         }
         if let Some(plan) = &self.plan.dry {
             dry::apply(plan, &self.breakers, &self.history, row, scratch);
+        }
+    }
+}
+
+/// Appends the logits whose bit is set in `mask`, and negative infinity in place of the others.
+fn extend_masked(out: &mut Vec<f32>, logits: &[f32], mask: &[u32]) {
+    let mut words = mask.iter();
+    for chunk in logits.chunks(32) {
+        // Most words are all or nothing: a grammar allows a few tokens, or nearly any text.
+        match words.next().copied().unwrap_or(0) {
+            0 => out.resize(out.len() + chunk.len(), f32::NEG_INFINITY),
+            u32::MAX => out.extend_from_slice(chunk),
+            word => out.extend(chunk.iter().enumerate().map(|(bit, &logit)| {
+                if word >> bit & 1 == 1 {
+                    logit
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })),
         }
     }
 }
@@ -334,5 +426,7 @@ fn draw_mirostat(
     (token, mu - settings.eta * (surprise - settings.tau))
 }
 
+#[cfg(test)]
+mod llama_cpp;
 #[cfg(test)]
 mod tests;

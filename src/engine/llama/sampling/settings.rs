@@ -94,6 +94,16 @@ impl Plan {
         })
     }
 
+    /// Takes the likeliest token as it is.
+    pub(super) fn idle() -> Self {
+        Self {
+            choice: Choice::Greedy,
+            penalties: None,
+            dry: None,
+            bias: Vec::new(),
+        }
+    }
+
     /// Adds bans to the biases, which stay sorted and of one entry per token.
     pub(super) fn ban(&mut self, tokens: impl IntoIterator<Item = u32>) {
         let bans = tokens.into_iter().map(|token| (token, f32::NEG_INFINITY));

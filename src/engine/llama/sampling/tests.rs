@@ -379,7 +379,10 @@ fn a_draw_is_tied_to_its_position_not_to_the_rows_before() {
         b.sample(&bell(500, step, 4.0), &mut scratch).unwrap();
     }
     // A dead row takes no number.
-    assert_eq!(a.sample(&[f32::NAN; 500], &mut scratch), Err(DeadLogits));
+    assert_eq!(
+        a.sample(&[f32::NAN; 500], &mut scratch),
+        Err(NoToken::DeadLogits)
+    );
     for _ in 0..40 {
         assert_eq!(a.sample(&row, &mut scratch), b.sample(&row, &mut scratch));
     }
@@ -430,7 +433,7 @@ fn bans_biases_suppressed_and_end_tokens_act_before_anything_else() {
     let bans = [(0, -100.0), (1, -100.0), (2, -100.0)];
     assert_eq!(pick(&biased(&bans, false), &[]), Ok(3));
     let all: Vec<(u32, f32)> = (0..6).map(|id| (id, -100.0)).collect();
-    assert_eq!(pick(&biased(&all, false), &[]), Err(DeadLogits));
+    assert_eq!(pick(&biased(&all, false), &[]), Err(NoToken::DeadLogits));
     // The same bans hold in every path that draws.
     for base in [plain(1.0), plain(5.0), Sampling::default()] {
         for typical_p in [1.0, 0.9] {
@@ -551,4 +554,20 @@ fn scratch_stops_growing_after_the_first_steps() {
         sampler.sample(row, &mut scratch).unwrap();
     }
     assert_eq!(capacities(&scratch), warm);
+}
+
+proptest! {
+    #[test]
+    fn a_mask_leaves_the_allowed_logits_and_nothing_else(
+        logits in prop::collection::vec(-9.0_f32..9.0, 1..200),
+        words in prop::collection::vec(prop_oneof![Just(0), Just(u32::MAX), any::<u32>()], 0..8),
+    ) {
+        let mut masked = Vec::new();
+        extend_masked(&mut masked, &logits, &words);
+        let expected: Vec<f32> = logits.iter().enumerate().map(|(token, &logit)| {
+            let word = words.get(token / 32).copied().unwrap_or(0);
+            if word >> (token % 32) & 1 == 1 { logit } else { f32::NEG_INFINITY }
+        }).collect();
+        prop_assert_eq!(masked, expected);
+    }
 }

@@ -30,7 +30,10 @@ fn broken() -> Vec<Step> {
 fn a_chat_stream_has_openais_chunks() {
     let call = chat_call(&chat_body(&json!({"stream": true})), "application/json");
     assert!(call.answer.streamed());
-    assert_eq!(call.answer.encoder("demo").content_type(), EVENT_STREAM);
+    assert_eq!(
+        call.answer.encoder("demo", false).content_type(),
+        EVENT_STREAM
+    );
     let stream = encode_text(&*call.answer, 1, hello());
     assert!(!stream.contains("\nid:") && !stream.contains("usage"));
     let chunk = |delta: Value, finish: Value| {
@@ -118,7 +121,7 @@ fn ndjson_has_the_same_objects_and_no_done() {
     let body = chat_body(&json!({"stream_options": {"include_usage": true}}));
     let by_line = chat_call(&body, "application/x-ndjson");
     assert!(by_line.answer.streamed());
-    assert_eq!(by_line.answer.encoder("demo").content_type(), NDJSON);
+    assert_eq!(by_line.answer.encoder("demo", false).content_type(), NDJSON);
     let events = chat_call(
         &chat_body(&json!({"stream": true, "stream_options": {"include_usage": true}})),
         "",
@@ -133,7 +136,7 @@ fn ndjson_has_the_same_objects_and_no_done() {
 fn a_whole_chat_answer_is_one_document_in_the_last_burst() {
     let call = chat_call(&chat_body(&json!({})), "");
     assert!(!call.answer.streamed());
-    assert_eq!(call.answer.encoder("demo").content_type(), JSON);
+    assert_eq!(call.answer.encoder("demo", false).content_type(), JSON);
     let bursts = encode(&*call.answer, 1, hello());
     assert!(bursts[0].is_empty());
     let document: Value = serde_json::from_slice(&bursts.concat()).unwrap();
@@ -171,7 +174,7 @@ fn a_whole_answer_over_ndjson_is_one_line() {
 #[test]
 fn bare_text_is_the_text_and_refuses_a_second_choice() {
     let call = chat_call(&chat_body(&json!({})), "text/plain");
-    assert_eq!(call.answer.encoder("demo").content_type(), TEXT);
+    assert_eq!(call.answer.encoder("demo", false).content_type(), TEXT);
     assert_eq!(encode_text(&*call.answer, 1, hello()), "He\"llo\n");
     assert_eq!(
         encode_text(&*call.answer, 1, broken()),
@@ -219,7 +222,7 @@ fn keep_alives_are_comments_over_sse_and_nothing_elsewhere() {
     ] {
         let call = chat_call(&chat_body(&json!({"stream": true})), accept);
         let mut out = BytesMut::new();
-        call.answer.encoder("demo").keep_alive(&mut out);
+        call.answer.encoder("demo", false).keep_alive(&mut out);
         assert_eq!(out, expected);
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::super::super::testing::head;
 use super::super::{parse_chat, parse_completion};
 use super::{chat_body, chat_call, completion_call, refused};
-use crate::generation::{Input, Kind};
+use crate::generation::{AdapterRef, Constraint, Grammar, Input, Kind, UseAdapter};
 
 #[test]
 fn a_chat_body_becomes_a_request() {
@@ -101,6 +101,33 @@ fn every_shape_of_prompt_is_read() {
 }
 
 #[test]
+fn adapters_are_named_or_numbered() {
+    let lora = json!([{"id": 2, "scale": 0.5}, {"name": "a", "extra": 1}]);
+    let adapters = completion_call(&json!({"prompt": "x", "lora": lora}), "")
+        .request
+        .adapters;
+    let expected = [
+        UseAdapter {
+            adapter: AdapterRef::Id(2),
+            scale: Some(0.5),
+        },
+        UseAdapter {
+            adapter: AdapterRef::Name("a".into()),
+            scale: None,
+        },
+    ];
+    assert_eq!(adapters, expected);
+    for lora in [
+        json!([{}]),
+        json!([{"id": -1}]),
+        json!([{"id": 1, "name": "a"}]),
+    ] {
+        let failure = refused(false, &json!({"prompt": "x", "lora": lora}));
+        assert_eq!(failure.param.unwrap(), "lora");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let chat: &[(Value, &str)] = &[
         (json!({"messages": []}), "messages"),
@@ -176,13 +203,8 @@ fn what_is_wrong_is_named() {
         (json!({"tools": [{"type": "function"}]}), "tools"),
         (json!({"functions": [{}]}), "functions"),
         (json!({"tool_choice": "required"}), "tool_choice"),
-        (
-            json!({"response_format": {"type": "json_object"}}),
-            "response_format",
-        ),
         (json!({"modalities": ["text", "audio"]}), "modalities"),
         (json!({"audio": {"voice": "x"}}), "audio"),
-        (json!({"grammar": "root ::= x"}), "grammar"),
         (json!({"model": 7}), "model"),
     ];
     for (more, param) in chat {
@@ -195,6 +217,122 @@ fn what_is_wrong_is_named() {
                 .is_some_and(|given| given.starts_with(param)),
             "{more}: {failure:?}"
         );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_form_of_answer_is_named() {
+    let table = [
+        (
+            json!({"response_format": {"type": "xml"}}),
+            "response_format.type",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
+            "response_format.json_schema.schema",
+        ),
+        (
+            json!({"response_format": {"type": "json_object"}, "grammar": "root ::= \"x\""}),
+            "grammar",
+        ),
+        (
+            json!({"guided_json": {}, "structured_outputs": {"regex": "a"}}),
+            "structured_outputs.regex",
+        ),
+        (json!({"guided_choice": ["a", ""]}), "guided_choice"),
+        (json!({"grammar": 7}), "grammar"),
+        (json!({"grammar_lazy": true}), "grammar_lazy"),
+    ];
+    for (more, param) in table {
+        let failure = refused(true, &chat_body(&more));
+        assert_eq!(failure.kind, Kind::Invalid);
+        assert_eq!(failure.param.as_deref(), Some(param), "{more}");
+    }
+}
+
+#[test]
+fn every_way_to_ask_for_a_form_of_answer_is_read() {
+    let schema = |schema: &str, strict| Grammar::JsonSchema {
+        schema: schema.to_owned(),
+        strict,
+    };
+    let regex = Grammar::Regex("a+".to_owned());
+    let gbnf = Grammar::Gbnf("root ::= \"x\"".to_owned());
+    let lark = Grammar::Lark("start: \"x\"".to_owned());
+    let choice = Grammar::Lark("start: CHOICE\nCHOICE: \"a\" | \"\\\"\\u007f\"\n".to_owned());
+    let table = [
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+            Grammar::JsonObject,
+        ),
+        (
+            json!({"response_format": {"type": "json_object", "schema": {"type": "null"}}}),
+            "response_format.schema",
+            schema(r#"{"type":"null"}"#, false),
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {
+                "name": "x", "description": "y", "schema": {"b": 1, "a": 2}, "strict": true,
+            }}}),
+            "response_format.json_schema.schema",
+            schema(r#"{"b":1,"a":2}"#, true),
+        ),
+        (
+            json!({"json_schema": {}}),
+            "json_schema",
+            schema("{}", false),
+        ),
+        (
+            json!({"guided_json": "{\"a\": 1}"}),
+            "guided_json",
+            schema(r#"{"a": 1}"#, false),
+        ),
+        (json!({"guided_regex": "a+"}), "guided_regex", regex.clone()),
+        (
+            json!({"guided_grammar": "root ::= \"x\""}),
+            "guided_grammar",
+            gbnf.clone(),
+        ),
+        (
+            json!({"guided_grammar": "start: \"x\""}),
+            "guided_grammar",
+            lark,
+        ),
+        (
+            json!({"guided_choice": ["a", "\"\u{7f}"]}),
+            "guided_choice",
+            choice,
+        ),
+        (
+            json!({"grammar": "root ::= \"x\"", "guided_regex": null}),
+            "grammar",
+            gbnf,
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a+", "json": null}}),
+            "structured_outputs.regex",
+            regex,
+        ),
+        (
+            json!({"structured_outputs": {"json_object": true}}),
+            "structured_outputs.json_object",
+            Grammar::JsonObject,
+        ),
+    ];
+    for (more, field, grammar) in table {
+        let constraint = chat_call(&chat_body(&more), "").request.constraint;
+        assert_eq!(constraint, Some(Constraint { field, grammar }), "{more}");
+        let mut body = more.clone();
+        body["prompt"] = json!("a");
+        assert!(completion_call(&body, "").request.constraint.is_some());
+    }
+    for nothing in [
+        json!({}),
+        json!({"response_format": null, "grammar": "", "json_schema": null}),
+        json!({"response_format": {"type": "text"}, "structured_outputs": {"json_object": false}}),
+    ] {
+        assert_eq!(chat_call(&chat_body(&nothing), "").request.constraint, None);
     }
 }
 

@@ -1,6 +1,8 @@
 //! One file per refused fact, and mutations that must never panic.
 
+mod adapter;
 mod settings;
+mod vectors;
 mod vocabulary;
 
 use std::io::Cursor;

@@ -1,11 +1,16 @@
 //! The engine with the built-in model: admission, the unified pool, and how places come back.
 
+mod prefixes;
+mod pressure;
+mod sampling;
+mod speculation;
+
 use super::*;
 use crate::engine::config::{KvLayout, Process};
-use crate::generation::{Burst, Caller, Deadlines, Event, RequestId};
+use crate::generation::{Burst, Event, Message};
 use crate::telemetry::Metrics;
 
-fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
+pub(super) fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
     let mut settings = demo_settings();
     settings.context = NonZeroU32::new(256);
     settings.parallel = 2;
@@ -29,19 +34,11 @@ fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
 
 fn request(input: Input) -> Request {
     Request {
-        id: RequestId::random(),
-        caller: Caller::default(),
-        model: String::new(),
-        inputs: vec![input],
-        n: 1,
-        max_tokens: None,
-        stop: Vec::new(),
         sampling: Sampling {
             ignore_eos: Some(true),
             ..Sampling::default()
         },
-        logprobs: None,
-        deadlines: Deadlines::default(),
+        ..Request::new(input)
     }
 }
 
@@ -50,7 +47,7 @@ fn once() -> Request {
 }
 
 /// Reads a source to its end: how it ended.
-async fn end_of(mut source: Box<dyn Source>) -> Result<(), Failure> {
+pub(super) async fn end_of(mut source: Box<dyn Source>) -> Result<(), Failure> {
     let mut burst = Burst::new();
     loop {
         burst.clear();
@@ -65,13 +62,67 @@ async fn end_of(mut source: Box<dyn Source>) -> Result<(), Failure> {
     }
 }
 
+/// What a source gave: its text, and how much of its prompt was cached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Given {
+    text: String,
+    cached: u32,
+}
+
+/// Reads a source to its good end.
+async fn given(mut source: Box<dyn Source>) -> Given {
+    let (mut burst, mut text, mut cached) = (Burst::new(), String::new(), 0);
+    loop {
+        burst.clear();
+        std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst)).await;
+        cached += burst.cached_tokens();
+        for event in burst.events() {
+            match event {
+                Event::Text { text: more, .. } => text.push_str(more),
+                Event::Finish { .. } => return Given { text, cached },
+                Event::Failed(failure) => panic!("{failure:?}"),
+                Event::End(_) => {}
+            }
+        }
+    }
+}
+
+/// Runs a request of one choice to its end.
+async fn run(engine: &LlamaEngine, request: &Request) -> Given {
+    given(
+        engine
+            .start(request)
+            .await
+            .expect("it starts")
+            .sources
+            .remove(0),
+    )
+    .await
+}
+
+/// A prompt of `length` tokens that has its first tokens in common with others of the same `kind`.
+fn prompt(kind: u32, length: u32) -> Vec<u32> {
+    (0..length)
+        .map(|at| 300 + (at * 7 + kind * 131) % 1500)
+        .collect()
+}
+
+/// A request that gives the same text whenever nothing disturbs it.
+fn seeded(tokens: Vec<u32>, most: u32) -> Request {
+    let mut request = request(Input::Tokens(tokens));
+    request.max_tokens = Some(most);
+    request.sampling.seed = Some(7);
+    request.sampling.temperature = Some(1.0);
+    request
+}
+
 async fn refusal(engine: &LlamaEngine, request: &Request) -> Failure {
     let refused = engine.start(request).await.err();
     refused.expect("it is refused")
 }
 
 /// Lets the engine thread go on until `reached`; it has no event to wait for.
-async fn until(reached: impl Fn() -> bool) {
+pub(super) async fn until(reached: impl Fn() -> bool) {
     while !reached() {
         tokio::task::yield_now().await;
     }
@@ -220,4 +271,22 @@ async fn an_engine_thread_that_ends_by_itself_is_not_alive() {
     until(|| !engine.is_alive()).await;
     engine.stop().await;
     assert!(engine.is_alive(), "it was told to end");
+}
+
+#[tokio::test]
+async fn a_panic_of_the_engine_thread_ends_running_and_waiting_streams_with_an_error() {
+    let engine = engine(|settings| settings.parallel = 1);
+    let (first, second) = (once(), once());
+    let mut running = engine.start(&first).await.unwrap();
+    let mut waiting = engine.start(&second).await.unwrap();
+    until(|| engine.gauges().paused == 1 && engine.gauges().waiting == 1).await;
+    engine.counters.panics.store(true, Relaxed);
+    engine.thread.unpark();
+    for started in [&mut running, &mut waiting] {
+        let failure = end_of(started.sources.remove(0)).await.unwrap_err();
+        assert_eq!(failure.kind, Kind::Internal);
+    }
+    until(|| !engine.is_alive()).await;
+    assert_eq!(refusal(&engine, &once()).await.kind, Kind::NotReady);
+    engine.stop().await;
 }

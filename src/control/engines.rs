@@ -1,0 +1,101 @@
+//! The models as they run: what each engine has chosen, and what it carries.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::route::Registry;
+
+/// All models, ready or not.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    models: Vec<Model>,
+}
+
+#[derive(Debug, Serialize)]
+struct Model {
+    name: Arc<str>,
+    /// Why it cannot be used, if so; nothing below is known then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unavailable: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<Engine>,
+}
+
+#[derive(Debug, Serialize)]
+struct Engine {
+    running: u32,
+    waiting: u32,
+    paused: u32,
+    parked: u32,
+    /// Absent where there is no KV cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv: Option<Kv>,
+    prefix_cache: PrefixCache,
+    threads: Threads,
+}
+
+#[derive(Debug, Serialize)]
+struct Kv {
+    layout: &'static str,
+    reason: &'static str,
+    tokens_used: u64,
+    tokens_idle: u64,
+    tokens: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct PrefixCache {
+    bytes: u64,
+    hit_tokens: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Threads {
+    decode: u32,
+    prefill: u32,
+}
+
+/// How every model runs.
+#[must_use]
+pub fn report(registry: &Registry) -> Report {
+    let ready = registry.ready();
+    let models = ready.iter().map(|engine| {
+        let gauges = engine.gauges();
+        let layout = gauges.layout;
+        Model {
+            name: engine.card().name.clone(),
+            unavailable: None,
+            engine: Some(Engine {
+                running: gauges.running,
+                waiting: gauges.waiting,
+                paused: gauges.paused,
+                parked: gauges.parked,
+                kv: (!layout.name.is_empty()).then_some(Kv {
+                    layout: layout.name,
+                    reason: layout.reason,
+                    tokens_used: gauges.kv_used,
+                    tokens_idle: gauges.kv_idle,
+                    tokens: gauges.kv_capacity,
+                }),
+                prefix_cache: PrefixCache {
+                    bytes: gauges.prefix_bytes,
+                    hit_tokens: gauges.prefix_hits,
+                },
+                threads: Threads {
+                    decode: gauges.threads_decode,
+                    prefill: gauges.threads_prefill,
+                },
+            }),
+        }
+    });
+    let others = registry.not_ready();
+    let others = others.into_iter().map(|(name, reason)| Model {
+        name: name.into(),
+        unavailable: Some(reason),
+        engine: None,
+    });
+    Report {
+        models: models.chain(others).collect(),
+    }
+}

@@ -1,0 +1,6 @@
+//! The operator's side: what can be looked at and changed while serving.
+//!
+//! Knows no HTTP; `transport/ops.rs` maps paths to the calls here.
+
+pub mod adapters;
+pub mod engines;

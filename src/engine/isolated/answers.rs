@@ -1,0 +1,118 @@
+//! The bodies of answers that are no streams: lists of tokens, of byte strings, of numbers.
+//!
+//! ```text
+//!  tokens   u32 each
+//!  pieces   u32 length and so many bytes, each
+//!  numbers  prompt, cached and completion tokens u32, width u32, then f32 each
+//! ```
+
+use super::frame::{Body, Malformed, put_bytes};
+use crate::generation::Usage;
+
+/// Appends a list of tokens.
+pub(super) fn put_tokens(out: &mut Vec<u8>, tokens: &[u32]) {
+    out.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+}
+
+/// Appends the bytes of some tokens.
+pub(super) fn put_pieces(out: &mut Vec<u8>, pieces: &[Vec<u8>]) {
+    for piece in pieces {
+        put_bytes(out, piece);
+    }
+}
+
+/// Appends rows of `width` numbers.
+pub(super) fn put_numbers(out: &mut Vec<u8>, usage: Usage, width: usize, numbers: &[f32]) {
+    let width = u32::try_from(width).unwrap_or(u32::MAX);
+    let head = [
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        width,
+    ];
+    out.extend(head.iter().flat_map(|number| number.to_le_bytes()));
+    out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+}
+
+/// A list of tokens.
+pub(super) fn tokens(body: Body<'_>) -> Result<Vec<u32>, Malformed> {
+    let (chunks, []) = body.0.as_chunks() else {
+        return Err(Malformed("a list that is cut"));
+    };
+    Ok(chunks
+        .iter()
+        .map(|bytes| u32::from_le_bytes(*bytes))
+        .collect())
+}
+
+/// The bytes of so many tokens.
+pub(super) fn pieces(mut body: Body<'_>, count: usize) -> Result<Vec<Vec<u8>>, Malformed> {
+    let mut pieces = Vec::new();
+    for _ in 0..count {
+        pieces.push(body.bytes()?.to_vec());
+    }
+    if body.is_empty() {
+        Ok(pieces)
+    } else {
+        Err(Malformed("more pieces than tokens"))
+    }
+}
+
+/// So many rows of numbers: usage, numbers of a row, and all of them.
+pub(super) fn numbers(
+    mut body: Body<'_>,
+    rows: usize,
+) -> Result<(Usage, usize, Vec<f32>), Malformed> {
+    let usage = Usage {
+        prompt_tokens: body.u32()?,
+        cached_tokens: body.u32()?,
+        completion_tokens: body.u32()?,
+    };
+    let width = body.u32()? as usize;
+    let (chunks, []) = body.0.as_chunks() else {
+        return Err(Malformed("a list that is cut"));
+    };
+    if width == 0 || width.checked_mul(rows) != Some(chunks.len()) {
+        return Err(Malformed("vectors of another number or size"));
+    }
+    let numbers = chunks.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    Ok((usage, width, numbers.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn answers_come_out_as_they_went_in(
+            list in proptest::collection::vec(any::<u32>(), 0..20),
+            bytes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), 0..9),
+            (rows, width) in (1..5_usize, 1..5_usize),
+        ) {
+            let mut out = Vec::new();
+            put_tokens(&mut out, &list);
+            prop_assert_eq!(tokens(Body(&out)), Ok(list));
+            out.clear();
+            put_pieces(&mut out, &bytes);
+            prop_assert_eq!(pieces(Body(&out), bytes.len()), Ok(bytes.clone()));
+            prop_assert!(pieces(Body(&out), bytes.len() + 1).is_err());
+            out.clear();
+            let usage = Usage { prompt_tokens: 7, cached_tokens: 3, completion_tokens: 0 };
+            let list = vec![0.5; rows * width];
+            put_numbers(&mut out, usage, width, &list);
+            prop_assert_eq!(numbers(Body(&out), rows), Ok((usage, width, list)));
+            prop_assert!(numbers(Body(&out), rows + 1).is_err());
+            for cut in 0..out.len() {
+                prop_assert!(numbers(Body(&out[..cut]), rows).is_err());
+            }
+        }
+
+        #[test]
+        fn garbage_never_panics(body in proptest::collection::vec(any::<u8>(), 0..64), rows in 0..9_usize) {
+            let _ = (tokens(Body(&body)), pieces(Body(&body), rows), numbers(Body(&body), rows));
+        }
+    }
+}

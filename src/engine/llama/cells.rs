@@ -1,0 +1,595 @@
+//! Where K/V is: out of cells into host memory and back, shared between sequences, kept after them.
+//!
+//! | | split layout | pooled layout |
+//! |---|---|---|
+//! | a prefix of a running sequence | copied through host memory | shared cell by cell (`seq_cp`) |
+//! | what an ended sequence computed | moved to host memory, once | stays in the pool, its oldest moved to host memory |
+//! | room for one more | an id | an id, and pages (`pages.rs`) |
+//!
+//! A split cache has the cells of an idle id for nothing, but each row of a pooled one pays for every
+//! cell in use: what is only kept there is bounded by what a row may pay.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::ffi::MEMORY_IDS;
+use super::pages::Holder;
+use super::plan::{Plan, TenantId};
+use super::prefix::{Key, chain};
+use super::sequence::{GRID, Sequence, common, count};
+use super::worker::{Slot, Worker};
+use crate::generation::clock;
+
+/// A prefix kept in the cells of a pool, under an id that no decode call uses.
+pub(super) struct Kept {
+    /// Its sequence id, above those that run.
+    pub(super) id: u32,
+    pub(super) keys: Vec<Key>,
+    pub(super) pages: Vec<u32>,
+    /// When it was last used; engine microseconds.
+    pub(super) used_us: u64,
+}
+
+/// How long a sequence waits for its prefix to come from the disk. A disk that hangs never answers.
+const MOST_FETCH_US: u64 = 1_000_000;
+
+/// Where a prefix was found in cells.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    id: u32,
+    blocks: u32,
+    /// Its place in `kept`.
+    kept: Option<usize>,
+}
+
+impl Worker {
+    // === what the planner is told ===
+
+    /// Notes how much of a waiting sequence's prompt is likely to be cached when it starts.
+    pub(super) fn expect(&mut self, sequence: &mut Sequence) {
+        let keys = sequence.sharable();
+        let found = self.found(keys, None);
+        let live = found.map_or(0, |found| found.blocks);
+        let stored = self.setup.cache.depth(keys).blocks;
+        let shared = if self.limits.pooled && live >= stored {
+            live
+        } else {
+            0
+        };
+        let pins = found
+            .and_then(|found| self.kept.get(found.kept?))
+            .map_or(0, |kept| {
+                let pages = kept.pages.get(..shared as usize).unwrap_or_default();
+                self.pages.unused(pages)
+            });
+        sequence.expected = live.max(stored);
+        sequence.expected_shared = shared;
+        sequence.expected_pins = pins;
+    }
+
+    /// Marks the sequences in prefill that wait for another one to compute what their prompts have in
+    /// common, and gives those their due whose wait is over. Who is further leads; of equals, who came
+    /// first. So no two wait for each other.
+    pub(super) fn look_for_leaders(&mut self) {
+        for id in 0..count(self.slots.len()) {
+            let Some(sequence) = self.sequence(id) else {
+                continue;
+            };
+            if !sequence.may_follow || !sequence.is_in_prefill() {
+                continue;
+            }
+            let class = sequence.job.class;
+            let leader = self.leader(id, sequence);
+            let follows = leader.is_some() || self.is_fetched(id);
+            if let Some(leader) = leader
+                && let Some(leader) = self.sequence_mut(leader)
+            {
+                // Who waits for it must not wait behind its class.
+                leader.lent_class = leader.lent_class.max(class);
+            }
+            if !follows {
+                self.attach(id);
+            }
+            if let Some(sequence) = self.sequence_mut(id) {
+                sequence.follows = follows;
+                // Once it computes for itself, nobody can be ahead of it on the same way.
+                sequence.may_follow = follows;
+            }
+        }
+    }
+
+    /// Who is computing what `sequence` needs next.
+    fn leader(&self, id: u32, sequence: &Sequence) -> Option<u32> {
+        // Whole states are kept at the last grid line of a prompt only: nothing to wait for before.
+        if !self.can_share() {
+            return None;
+        }
+        let (keys, blocks) = (sequence.sharable(), sequence.blocks());
+        let leads = |other: &Sequence| {
+            let shared = common(&other.job.keys, keys);
+            let ahead = other.position > sequence.position
+                || (other.position == sequence.position && other.admitted < sequence.admitted);
+            other.is_in_prefill() && ahead && shared > blocks && other.blocks() < shared
+        };
+        (0..count(self.slots.len()))
+            .find(|&other| other != id && self.sequence(other).is_some_and(leads))
+    }
+
+    /// Whether more of a prompt is on its way from the disk.
+    fn is_fetched(&mut self, id: u32) -> bool {
+        let Slot::Busy(sequence) = &self.slots[id as usize] else {
+            return false;
+        };
+        if clock::micros().saturating_sub(sequence.admitted_us) > MOST_FETCH_US {
+            return false;
+        }
+        let depth = self.setup.cache.depth(sequence.sharable());
+        depth.loading && depth.blocks >= sequence.blocks()
+    }
+
+    // === giving cells ===
+
+    /// Carries out what was planned for cells and ids.
+    pub(super) fn change_hands(&mut self, plan: &Plan) {
+        // Taken out of the line from its end, so that the places of those before stay what they are.
+        let mut places: Vec<_> = plan
+            .start
+            .iter()
+            .map(|start| (start.index, start.id))
+            .collect();
+        places.sort_unstable();
+        let mut starting: Vec<_> = places
+            .into_iter()
+            .rev()
+            .filter_map(|(index, id)| Some((id, self.waiting.remove(index as usize)?)))
+            .collect();
+        starting.sort_unstable_by_key(|(id, _)| {
+            let order = plan.start.iter().position(|start| start.id == *id);
+            order.unwrap_or(usize::MAX)
+        });
+        // Who is parked comes back into that line, and leaves an id to who starts.
+        if let Some(park) = plan.park {
+            self.park(park.id, park.keep);
+        }
+        // What they will share is held before anything is evicted for what they will not.
+        for (id, sequence) in starting {
+            self.take_id(id, sequence);
+        }
+        self.evict(plan.evict_cells);
+        for start in &plan.start {
+            self.start(start.id);
+        }
+        for grow in &plan.grow {
+            if let Some(sequence) = self.sequence(grow.id) {
+                let shared = count(sequence.pages.len()) - self.pages.private(&sequence.pages);
+                self.grow(grow.id, grow.cells + shared * GRID);
+            }
+        }
+    }
+
+    /// Gives a waiting sequence an id and, on a pool, the cells that it can share.
+    fn take_id(&mut self, id: u32, mut sequence: Box<Sequence>) {
+        self.save(id);
+        self.admissions += 1;
+        sequence.admitted = self.admissions;
+        sequence.admitted_us = clock::micros();
+        sequence.served_us = sequence.admitted_us;
+        sequence.may_follow = sequence.generated.is_empty() && self.shares();
+        let queued = (!sequence.resumed).then(|| sequence.job.accepted.elapsed());
+        let is_parked = sequence.parked.is_some();
+        self.slots[id as usize] = Slot::Busy(sequence);
+        self.setup.counters.running.fetch_add(1, Relaxed);
+        if let Some(queued) = queued {
+            self.setup.metrics.queued(queued);
+        }
+        if self.limits.pooled && !is_parked {
+            self.attach(id);
+        }
+    }
+
+    /// Gives a sequence that has an id the cells to begin with, and its state if it was parked.
+    fn start(&mut self, id: u32) {
+        let Some(needs) = self.sequence(id).map(Sequence::needs) else {
+            return;
+        };
+        if !self.grow(id, needs) {
+            // What it was expected to share is gone: it waits for cells of its own.
+            self.set_back(id);
+            return;
+        }
+        let parked = self
+            .sequence_mut(id)
+            .and_then(|sequence| sequence.parked.take());
+        let Some((position, state)) = parked else {
+            return;
+        };
+        self.setup.counters.parked.fetch_sub(1, Relaxed);
+        self.parked_bytes = self.parked_bytes.saturating_sub(state.len() as u64);
+        let position = match self.context.state_write(id, &state) {
+            Ok(()) => position,
+            Err(error) => {
+                // Its tokens are known, so that what is lost can be computed again.
+                tracing::warn!(%error, "a parked sequence was not taken back");
+                0
+            }
+        };
+        if let Some(sequence) = self.sequence_mut(id) {
+            sequence.position = position;
+        }
+    }
+
+    /// Takes pages of the pool until a sequence has `cells` cells; true where there is no pool.
+    fn grow(&mut self, id: u32, cells: u32) -> bool {
+        let Slot::Busy(sequence) = &mut self.slots[id as usize] else {
+            return false;
+        };
+        !self.limits.pooled || self.pages.grow(&mut sequence.pages, cells.div_ceil(GRID))
+    }
+
+    /// Gives a sequence in prefill the longest part of its prompt that is computed already.
+    fn attach(&mut self, id: u32) {
+        let Slot::Busy(sequence) = &self.slots[id as usize] else {
+            return;
+        };
+        let keys = sequence.sharable().to_vec();
+        let (has, tenant) = (sequence.blocks(), TenantId(sequence.job.tenant));
+        let began_us = clock::micros();
+        let found = self.found(&keys, Some(id));
+        let live = found.map_or(0, |found| found.blocks);
+        let stored = self.setup.cache.depth(&keys).blocks;
+        let got = match found {
+            Some(found) if self.limits.pooled && live > has && live >= stored => {
+                if self.share(found, id) { live } else { 0 }
+            }
+            Some(found) if !self.limits.pooled && live > stored.max(has) => {
+                let known = &keys[..live as usize];
+                self.setup
+                    .cache
+                    .save(&mut self.context, found.id, known, stored, false);
+                self.restore(id, known)
+            }
+            _ if stored > has => self.restore(id, &keys[..stored as usize]),
+            _ => return,
+        };
+        let took_us = clock::micros().saturating_sub(began_us);
+        self.planner.charge(tenant, took_us);
+        let Some(sequence) = self.slots[id as usize].sequence_mut() else {
+            return;
+        };
+        sequence.position = got * GRID;
+        let cached = got.saturating_sub(has) * GRID;
+        self.setup
+            .counters
+            .prefix_hits
+            .fetch_add(u64::from(cached), Relaxed);
+        sequence.cached += cached;
+        sequence.tell_cached();
+    }
+
+    /// Fills a sequence's cells from host memory; returns the blocks it has then.
+    fn restore(&mut self, id: u32, keys: &[Key]) -> u32 {
+        if self.limits.pooled {
+            // What it gets are cells of its own, in place of those that it shares.
+            self.context.forget(id);
+            let Slot::Busy(sequence) = &mut self.slots[id as usize] else {
+                return 0;
+            };
+            let needs = sequence.needs();
+            let pages = std::mem::take(&mut sequence.pages);
+            self.pages.give_back(&pages, Holder::Run);
+            if !self.grow(id, needs) {
+                return 0;
+            }
+        }
+        if self.setup.cache.restore(&mut self.context, id, keys) {
+            count(keys.len())
+        } else {
+            0
+        }
+    }
+
+    /// Lets a sequence use the first cells of another id in place of what it has.
+    fn share(&mut self, found: Found, id: u32) -> bool {
+        let blocks = found.blocks as usize;
+        let pages = match found.kept.and_then(|at| self.kept.get_mut(at)) {
+            Some(kept) => {
+                kept.used_us = clock::micros();
+                kept.pages.get(..blocks)
+            }
+            None => self
+                .sequence(found.id)
+                .and_then(|other| other.pages.get(..blocks)),
+        };
+        let Some(pages) = pages.map(<[u32]>::to_vec) else {
+            return false;
+        };
+        self.context.forget(id);
+        if let Err(error) = self.context.copy(found.id, id, found.blocks * GRID) {
+            tracing::warn!(%error, "a prefix could not be shared");
+            return false;
+        }
+        self.pages.share(&pages, Holder::Run);
+        let Slot::Busy(sequence) = &mut self.slots[id as usize] else {
+            return false;
+        };
+        let own = blocks.min(sequence.pages.len());
+        let replaced: Vec<u32> = sequence.pages.splice(..own, pages).collect();
+        self.pages.give_back(&replaced, Holder::Run);
+        true
+    }
+
+    /// Where most of a prompt with these names is computed, in cells.
+    fn found(&self, keys: &[Key], except: Option<u32>) -> Option<Found> {
+        // A part of a state that is kept whole is nothing.
+        if self.setup.cache.is_whole() {
+            return None;
+        }
+        let slots = (0..).zip(&self.slots).filter(|&(id, _)| Some(id) != except);
+        let in_slots = slots.map(|(id, slot)| {
+            let blocks = match slot {
+                Slot::Free => 0,
+                Slot::Busy(sequence) => common(&sequence.job.keys, keys).min(sequence.blocks()),
+                Slot::Ended { keys: known } => common(known, keys),
+            };
+            Found {
+                id,
+                blocks,
+                kept: None,
+            }
+        });
+        let in_kept = self.kept.iter().enumerate().map(|(at, kept)| Found {
+            id: kept.id,
+            blocks: common(&kept.keys, keys),
+            kept: Some(at),
+        });
+        in_slots
+            .chain(in_kept)
+            .filter(|found| found.blocks > 0)
+            .max_by_key(|found| found.blocks)
+    }
+
+    // === taking cells ===
+
+    /// Puts a running sequence back in line; its K/V goes to host memory, or is computed again.
+    fn park(&mut self, id: u32, keep: bool) {
+        let Slot::Busy(sequence) = &mut self.slots[id as usize] else {
+            return;
+        };
+        let mut state = Vec::new();
+        let read = if keep {
+            self.context.state_read(id, &mut state)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = read {
+            tracing::warn!(%error, "a sequence's state could not be kept");
+            state.clear();
+        }
+        if !state.is_empty() {
+            self.parked_bytes += state.len() as u64;
+            sequence.parked = Some((sequence.position, state));
+            self.setup.counters.parked.fetch_add(1, Relaxed);
+        }
+        sequence.resumed = true;
+        self.setup.counters.parks.fetch_add(1, Relaxed);
+        self.set_back(id);
+    }
+
+    /// Takes a running sequence's id and cells, and puts it back in line, by its arrival.
+    fn set_back(&mut self, id: u32) {
+        let slot = std::mem::replace(&mut self.slots[id as usize], Slot::Free);
+        let Slot::Busy(mut sequence) = slot else {
+            return;
+        };
+        self.context.forget(id);
+        self.pages.give_back(&sequence.pages, Holder::Run);
+        sequence.pages.clear();
+        sequence.position = 0;
+        sequence.drafts.clear();
+        if sequence.parked.is_none() && sequence.generated.is_empty() {
+            // It begins anew: what it is given then is counted then.
+            sequence.cached = 0;
+            sequence.tell_cached();
+        }
+        (
+            sequence.expected,
+            sequence.expected_shared,
+            sequence.expected_pins,
+        ) = (0, 0, 0);
+        self.leave_batch(&sequence);
+        sequence.paused_since_us = None;
+        let arrived = sequence.arrived_us;
+        let at = self
+            .waiting
+            .partition_point(|other| other.arrived_us <= arrived);
+        self.waiting.insert(at, sequence);
+    }
+
+    /// Counts a sequence out of those that run, after its cells: who sees that it is gone sees them free.
+    fn leave_batch(&self, sequence: &Sequence) {
+        self.publish();
+        let counters = &self.setup.counters;
+        if sequence.paused_since_us.is_some() {
+            counters.paused.fetch_sub(1, Relaxed);
+        }
+        counters.running.fetch_sub(1, Relaxed);
+    }
+
+    /// Ends a sequence's hold on its cells. What it computed is kept for those who come after, if
+    /// `sound` and it is a block at least.
+    pub(super) fn release(&mut self, id: u32, sound: bool) {
+        let slot = std::mem::replace(&mut self.slots[id as usize], Slot::Free);
+        let Slot::Busy(mut sequence) = slot else {
+            self.slots[id as usize] = slot;
+            return;
+        };
+        let company = self.slots.iter().filter_map(Slot::sequence).count();
+        (self.setup.layout).ended(sequence.position, sequence.cached, count(company));
+        self.leave_batch(&sequence);
+        if !sound || sequence.blocks() == 0 || !self.shares() {
+            self.context.forget(id);
+            self.pages.give_back(&sequence.pages, Holder::Run);
+            return;
+        }
+        sequence.computed(&mut self.tokens);
+        let mut keys = std::mem::take(&mut sequence.job.keys);
+        keys.truncate(sequence.blocks() as usize);
+        chain(&sequence.job.root, &self.tokens, &mut keys);
+        if !self.can_share() {
+            self.context.forget(id);
+            self.pages.give_back(&sequence.pages, Holder::Run);
+        } else if self.limits.pooled {
+            self.keep(id, keys, &sequence.pages);
+        } else {
+            self.slots[id as usize] = Slot::Ended { keys };
+        }
+    }
+
+    /// Keeps what an ended sequence of a pool computed, under an id of its own.
+    fn keep(&mut self, id: u32, keys: Vec<Key>, pages: &[u32]) {
+        let blocks = keys.len();
+        let known = (self.kept.iter_mut())
+            .find(|kept| common(&kept.keys, &keys) as usize == blocks)
+            .map(|kept| kept.used_us = clock::micros());
+        let first = self.limits.ids;
+        let mut free = first..MEMORY_IDS;
+        let mut owner = free.find(|id| self.kept.iter().all(|kept| kept.id != *id));
+        if owner.is_none()
+            && let Some(at) = oldest(&self.kept)
+        {
+            owner = Some(self.kept[at].id);
+            self.evict_one(at);
+        }
+        if known.is_none() && owner.is_none() {
+            // No id is left to keep anything under.
+            let from = self.setup.cache.saved(&keys);
+            self.setup
+                .cache
+                .save(&mut self.context, id, &keys, from, true);
+        }
+        if known.is_none()
+            && let Some(owner) = owner
+        {
+            // A shorter prefix of the same way has no use of its own any more.
+            while let Some(at) = (self.kept.iter())
+                .position(|kept| common(&kept.keys, &keys) as usize == kept.keys.len())
+            {
+                self.drop_kept(at);
+            }
+            if self.context.copy(id, owner, count(blocks) * GRID).is_ok() {
+                let pages: Vec<u32> = pages.iter().take(blocks).copied().collect();
+                self.pages.share(&pages, Holder::Idle);
+                self.kept.push(Kept {
+                    id: owner,
+                    keys,
+                    pages,
+                    used_us: clock::micros(),
+                });
+            }
+        }
+        self.context.forget(id);
+        self.pages.give_back(pages, Holder::Run);
+    }
+
+    /// Frees cells of a pool that only kept prefixes hold, the longest unused first; what they hold
+    /// moves to host memory.
+    fn evict(&mut self, cells: u64) {
+        let wanted = u64::from(self.pages.free()) + cells.div_ceil(u64::from(GRID));
+        while u64::from(self.pages.free()) < wanted
+            && let Some(at) = oldest(&self.kept)
+        {
+            self.evict_one(at);
+        }
+    }
+
+    fn evict_one(&mut self, at: usize) {
+        let kept = &self.kept[at];
+        let from = self.setup.cache.saved(&kept.keys);
+        self.setup
+            .cache
+            .save(&mut self.context, kept.id, &kept.keys, from, false);
+        self.drop_kept(at);
+    }
+
+    fn drop_kept(&mut self, at: usize) {
+        let kept = self.kept.swap_remove(at);
+        self.context.forget(kept.id);
+        self.pages.give_back(&kept.pages, Holder::Idle);
+    }
+
+    /// Evicts all that is only kept; whether there was anything.
+    pub(super) fn evict_all(&mut self) -> bool {
+        let any = !self.kept.is_empty();
+        while !self.kept.is_empty() {
+            self.evict_one(0);
+        }
+        any
+    }
+
+    /// Moves what an ended sequence computed to host memory: one a step when there is nothing else to do,
+    /// or no id is free. On a pool, what exceeds the rows' allowance. Whether there was any.
+    pub(super) fn save_ended(&mut self, idle: bool) -> bool {
+        let mut any = false;
+        let is_full = || !(self.slots.iter()).any(|slot| matches!(slot, Slot::Free));
+        let is_ended = |slot: &Slot| matches!(slot, Slot::Ended { .. });
+        if (idle || is_full())
+            && let Some(id) = self.slots.iter().position(is_ended)
+        {
+            self.save(count(id));
+            any = true;
+        }
+        let allowed = self.setup.idle_cells.allowed(self.row_ns) / GRID;
+        if self.pages.idle() > allowed
+            && let Some(at) = oldest(&self.kept)
+        {
+            self.evict_one(at);
+            any = true;
+        }
+        any
+    }
+
+    /// Moves all that ended sequences computed to host memory.
+    pub(super) fn save_all_ended(&mut self) {
+        for id in 0..count(self.slots.len()) {
+            self.save(id);
+        }
+    }
+
+    /// Moves what an ended sequence computed to host memory, and frees its id.
+    fn save(&mut self, id: u32) {
+        let slot = std::mem::replace(&mut self.slots[id as usize], Slot::Free);
+        match slot {
+            Slot::Free => {}
+            Slot::Busy(_) => self.slots[id as usize] = slot,
+            Slot::Ended { keys } => {
+                let from = self.setup.cache.saved(&keys);
+                self.setup
+                    .cache
+                    .save(&mut self.context, id, &keys, from, true);
+                self.context.forget(id);
+            }
+        }
+    }
+
+    /// Whether a part of what one sequence computes is of use to another.
+    fn can_share(&self) -> bool {
+        !self.setup.cache.is_whole() && self.shares()
+    }
+
+    /// Whether prefixes are kept at all.
+    fn shares(&self) -> bool {
+        self.setup.cache.is_on() || self.limits.pooled
+    }
+
+    pub(super) fn sequence(&self, id: u32) -> Option<&Sequence> {
+        self.slots.get(id as usize).and_then(Slot::sequence)
+    }
+
+    pub(super) fn sequence_mut(&mut self, id: u32) -> Option<&mut Sequence> {
+        self.slots.get_mut(id as usize).and_then(Slot::sequence_mut)
+    }
+}
+
+fn oldest(kept: &[Kept]) -> Option<usize> {
+    let all = kept.iter().enumerate();
+    all.min_by_key(|(_, kept)| kept.used_us).map(|(at, _)| at)
+}

@@ -1,0 +1,83 @@
+//! The same story for what is answered at once: admit, route, compute, count.
+
+use std::time::Duration;
+
+use super::{Gateway, draining};
+use crate::generation::{
+    Deadlines, EmbedRequest, Failure, Kind, RerankRequest, Scores, Usage, Vectors,
+};
+use crate::telemetry::{RequestRecorder, Route};
+
+impl Gateway {
+    /// Computes the vectors of some texts. Dropping the future cancels, and is counted as a caller who
+    /// left.
+    ///
+    /// # Errors
+    /// As [`Gateway::generate`]; already counted.
+    pub async fn embed(&self, request: EmbedRequest, route: Route) -> Result<Vectors, Failure> {
+        let recorder = self.recorder(&request.model, route, &request.id);
+        let result = self.vectors(request).await;
+        let usage = result.as_ref().map(|vectors| vectors.usage);
+        count(&recorder, usage);
+        result
+    }
+
+    /// Scores documents by how well they answer a query, on the same terms.
+    ///
+    /// # Errors
+    /// As [`Gateway::embed`].
+    pub async fn rerank(&self, request: RerankRequest, route: Route) -> Result<Scores, Failure> {
+        let recorder = self.recorder(&request.model, route, &request.id);
+        let result = self.scores(request).await;
+        let usage = result.as_ref().map(|scores| scores.usage);
+        count(&recorder, usage);
+        result
+    }
+
+    async fn vectors(&self, mut request: EmbedRequest) -> Result<Vectors, Failure> {
+        let _permit = self.admit()?;
+        let engine = self.registry.engine(&request.model)?;
+        request.deadlines = request.deadlines.tightest((&self.deadlines).into());
+        self.whole(&request.deadlines, engine.embed(&request)).await
+    }
+
+    async fn scores(&self, mut request: RerankRequest) -> Result<Scores, Failure> {
+        let _permit = self.admit()?;
+        let engine = self.registry.engine(&request.model)?;
+        request.deadlines = request.deadlines.tightest((&self.deadlines).into());
+        self.whole(&request.deadlines, engine.rerank(&request))
+            .await
+    }
+
+    /// Bounds the whole of `work`: by its deadline, and by the end of the drain.
+    async fn whole<T>(
+        &self,
+        deadlines: &Deadlines,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let bound = deadlines.total;
+        // As long as any clock can be set; the sum of the two would be no time at all.
+        let timeout = tokio::time::sleep(bound.unwrap_or(super::settings::LONGEST));
+        tokio::select! {
+            result = work => result,
+            () = self.over.cancelled() => Err(draining()),
+            () = timeout => Err(late(bound)),
+        }
+    }
+}
+
+fn count(recorder: &RequestRecorder, usage: Result<Usage, &Failure>) {
+    match usage {
+        Ok(usage) => recorder.answered_with(usage),
+        Err(failure) => recorder.refused(failure),
+    }
+}
+
+fn late(bound: Option<Duration>) -> Failure {
+    let bound = humantime::format_duration(bound.unwrap_or_default());
+    Failure::new(
+        Kind::Deadline,
+        format!("The deadline of {bound} for the whole request passed."),
+    )
+    .with_code("deadline_exceeded")
+}

@@ -1,0 +1,123 @@
+//! Every metric's name, help and buckets.
+
+pub(super) const TIME_TO_FIRST_TOKEN: &str = "sluicegate_time_to_first_token_seconds";
+pub(super) const INTER_TOKEN: &str = "sluicegate_inter_token_seconds";
+pub(super) const E2E: &str = "sluicegate_e2e_seconds";
+pub(super) const QUEUE: &str = "sluicegate_queue_seconds";
+
+/// Every histogram with its help and its buckets; without buckets it would be rendered as a
+/// summary, which cannot be added up over processes.
+pub(super) const HISTOGRAMS: [(&str, &str, &[f64]); 4] = [
+    (
+        TIME_TO_FIRST_TOKEN,
+        "From accepting a request to its first token.",
+        &[
+            0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+            10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
+        ],
+    ),
+    (
+        INTER_TOKEN,
+        "Between two tokens of one choice.",
+        // Finer below 10 ms than OpenTelemetry advises: small local models live there.
+        &[
+            0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
+            2.5, 10.0, 60.0,
+        ],
+    ),
+    (
+        E2E,
+        "From accepting a request to its good end.",
+        &[
+            0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+            163.84, 327.68, 655.36, 1310.72,
+        ],
+    ),
+    (
+        QUEUE,
+        "In the waiting line, for requests that left it to run.",
+        &[
+            0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        ],
+    ),
+];
+
+pub(super) const REQUESTS: &str = "sluicegate_requests_total";
+pub(super) const TOKENS: &str = "sluicegate_tokens_total";
+pub(super) const SEND_STALLS: &str = "sluicegate_send_stalls_total";
+pub(super) const PAUSES: &str = "sluicegate_pauses_total";
+pub(super) const DRAFT_TOKENS: &str = "sluicegate_draft_tokens_total";
+pub(super) const PARKS: &str = "sluicegate_parks_total";
+pub(super) const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
+pub(super) const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
+pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
+
+pub(super) const COUNTERS: [(&str, &str); 9] = [
+    (REQUESTS, "Requests by how they ended."),
+    (
+        TOKENS,
+        "Tokens by kind; cached ones are among the input tokens too.",
+    ),
+    (SEND_STALLS, "Readers cut off because they stopped reading."),
+    (
+        PARKS,
+        "Times that a sequence was set aside for others or for its reader.",
+    ),
+    (
+        PAUSES,
+        "Times that a sequence left the batch because its reader was behind.",
+    ),
+    (
+        DRAFT_TOKENS,
+        "Tokens computed on a guess, by whether they were right.",
+    ),
+    (
+        ENGINE_DEATHS,
+        "Times that a model's engine stopped although nobody stopped it, or did not load again.",
+    ),
+    (
+        ENGINE_RELOADS,
+        "Times that a model was loaded again after its engine had stopped.",
+    ),
+    (
+        TELEMETRY_DROPPED,
+        "Log lines dropped because their reader was behind.",
+    ),
+];
+
+pub(super) const STREAMS_OPEN: &str = "sluicegate_streams_open";
+pub(super) const CONNECTIONS_OPEN: &str = "sluicegate_connections_open";
+pub(super) const REQUESTS_RUNNING: &str = "sluicegate_requests_running";
+pub(super) const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
+pub(super) const SEQUENCES_PAUSED: &str = "sluicegate_sequences_paused";
+pub(super) const PARKED: &str = "sluicegate_sequences_parked";
+pub(super) const KV_USED: &str = "sluicegate_kv_tokens_used";
+pub(super) const KV_IDLE: &str = "sluicegate_kv_tokens_idle";
+pub(super) const PREFIX_BYTES: &str = "sluicegate_prefix_cache_bytes";
+pub(super) const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
+pub(super) const ENGINE_THREADS: &str = "sluicegate_engine_threads";
+pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
+
+pub(super) const GAUGES: [(&str, &str); 12] = [
+    (STREAMS_OPEN, "Streams that have not ended."),
+    (CONNECTIONS_OPEN, "Connections to the public listener."),
+    (REQUESTS_RUNNING, "Sequences in prefill or decode."),
+    (REQUESTS_WAITING, "Requests in the waiting line."),
+    (
+        SEQUENCES_PAUSED,
+        "Running sequences whose reader is behind, out of the batch for now.",
+    ),
+    (
+        PARKED,
+        "Sequences set aside, with their K/V in host memory.",
+    ),
+    (KV_USED, "KV cells in use."),
+    (KV_IDLE, "KV cells that hold nothing but cached prefixes."),
+    (PREFIX_BYTES, "Bytes of cached prefixes in host memory."),
+    (KV_CAPACITY, "KV cells in all."),
+    (
+        ENGINE_THREADS,
+        "Threads of the last call of a phase, decode or prefill.",
+    ),
+    (BUILD_INFO, "Always 1; the labels say what runs."),
+];
