@@ -31,6 +31,23 @@ impl Crew {
         }
     }
 
+    /// Finds out what a row costs, by computing one and forgetting it. The context must be empty and
+    /// have computed before: first calls touch memory.
+    ///
+    /// # Errors
+    /// The model computes nothing.
+    pub(super) fn calibrate(&mut self, context: &mut Context) -> Result<(), LlamaError> {
+        context.set_threads(1);
+        let mut batch = Batch::with_capacity(1);
+        batch.push(0, 0, 0, true);
+        let start = Instant::now();
+        let done = context.decode(&mut batch);
+        let took = start.elapsed();
+        context.forget(0);
+        self.governor.calibrate(micros(took));
+        done
+    }
+
     /// Computes the rows of `batch`.
     pub(super) fn compute(
         &mut self,

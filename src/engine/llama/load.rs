@@ -38,6 +38,10 @@ use crate::engine::{Card, Loading};
 use crate::generation::chain;
 use crate::telemetry::ModelMetrics;
 
+/// Disk space for prefixes where the configuration names a directory and no bound: nobody's disk is to
+/// fill up unasked.
+const DEFAULT_DISK: u64 = 8 << 30;
+
 /// Rows of a call for vectors beside running streams: two grid lines, at which prompts are read about as
 /// fast as in larger calls.
 const VECTOR_ROWS: u32 = 128;
@@ -389,7 +393,7 @@ fn start(
         memory: settings.prefix_cache.as_u64(),
         disk: settings.prefix_cache_dir.clone().map(|directory| {
             let bytes = settings.prefix_cache_disk;
-            (directory, bytes.map_or(u64::MAX, |size| size.as_u64()))
+            (directory, bytes.map_or(DEFAULT_DISK, |size| size.as_u64()))
         }),
         model: model_id.into(),
     };
@@ -399,16 +403,17 @@ fn start(
     let samplers = (settings.sampler_threads).unwrap_or_else(pool::automatic);
     let pool = Pool::start(name, samplers, vocabulary.len());
     let speculates = settings.speculation == Speculation::Lookup && !deterministic;
-    let crew = Crew::new(params.threads, params.threads_prefill, threads.clone());
+    let mut crew = Crew::new(params.threads, params.threads_prefill, threads.clone());
     let shared = (counters.clone(), stopping.clone(), cancelled.clone());
     let metrics = metrics.clone();
     let join = std::thread::Builder::new()
         .name(format!("engine-{name}"))
         .spawn(move || {
             let (counters, stopping, cancelled) = shared;
-            let made = maker
-                .make(maker.params.unified)
-                .and_then(|made| Ok((keeping.open(&made.kind)?, made)));
+            let made = maker.make(maker.params.unified).and_then(|mut made| {
+                crew.calibrate(&mut made.context)?;
+                Ok((keeping.open(&made.kind)?, made))
+            });
             let (store, mut made) = match made {
                 Ok(made) => made,
                 Err(error) => {

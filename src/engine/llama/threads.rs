@@ -4,8 +4,12 @@
 //! *looks* at its neighbours on a ladder (1, 2, 3, 4, 6, 8, …): a handful of calls with one rung more or
 //! less, compared with the calls just before. Three things keep it calm. A look must win clearly, more
 //! threads more clearly than fewer. What a look lost is saved up for: the next one comes no sooner than
-//! [`PRICE`] times that later, so that looks cost about a percent. And a look upwards ends at once
-//! when it goes badly, as it does when somebody else uses the core.
+//! [`PRICE`] times that later, so that looks cost about a percent. And a look ends at once when it goes
+//! badly: upwards, as it does when somebody else uses the core; downwards, where calls are long.
+//!
+//! Calls of a new size that will be long, by what a row was found to take, begin with all threads: a
+//! handful of them with too few is what users would wait for. Short ones begin with what was best for
+//! the last size, at first with one thread, and are soon done looking around.
 //!
 //! A core is given back by suspicion: time lost against the rung below is summed up while it grows, and
 //! when the sum is more than a slip, the rung below is looked at there and then. If it is better, that
@@ -17,10 +21,14 @@ use std::array;
 
 /// Looks at one rung cost at most one part in this many of the time.
 const PRICE: u64 = 100;
-/// But no rung is left alone for longer than this, in microseconds: the machine may be quiet again.
+/// But a higher rung is not left alone for longer than this, in microseconds, or [`CHEAPEST`] times
+/// what the last look at it lost: the machine may be quiet again.
 const LONGEST: u64 = 15_000_000;
+const CHEAPEST: u64 = 20;
 /// Calls of a new size that are not counted: they touch memory for the first time.
 const FIRST_CALLS: u32 = 2;
+/// A call of a new size that will take this long on one thread, in microseconds, gets all of them.
+const LONG: u64 = 2_000;
 /// A look lasts this long, in microseconds, within `LOOK_CALLS`.
 const LOOK: u64 = 20_000;
 const LOOK_CALLS: (u64, u64) = (3, 48);
@@ -36,8 +44,10 @@ const SLIP: f32 = 20_000.0;
 /// An average that is worth comparing with stands for this many calls, and for no more than that many.
 const SETTLED: f32 = 4.0;
 const MEAN_CALLS: f32 = 16.0;
-/// A look upwards ends when it has cost this many microseconds, or twice the usual call.
+/// A look ends when it has cost this many microseconds and this many times the usual call: upwards,
+/// where one call alone says little, and downwards.
 const TOO_MUCH: f32 = 10_000.0;
+const TOO_LONG: (f32, f32) = (2.0, 0.5);
 /// The full average remembers about this many microseconds, within these shares for one call.
 const MEMORY: f32 = 100_000.0;
 const SHARE: (f32, f32) = (1.0 / 64.0, 0.5);
@@ -97,6 +107,12 @@ impl Governor {
         }
     }
 
+    /// Takes in what a row costs on one thread, in microseconds.
+    pub(super) fn calibrate(&mut self, row: u64) {
+        self.decode.row = row;
+        self.prefill.row = row;
+    }
+
     /// Threads for a call of `rows`.
     pub(super) fn threads(&mut self, phase: Phase, rows: u32) -> u32 {
         self.tuner(phase).threads(rows)
@@ -120,6 +136,10 @@ const RUNGS: usize = 20;
 /// Sizes of call: two to each power of two, up to 2^13 rows.
 const SIZES: usize = 28;
 
+/// The ways to look from a rung.
+const UP: usize = 0;
+const DOWN: usize = 1;
+
 #[derive(Debug)]
 struct Tuner {
     limit: Limit,
@@ -128,11 +148,13 @@ struct Tuner {
     sizes: [Size; SIZES],
     /// The size of the last call.
     last: usize,
+    /// Microseconds of a row on one thread; 0 is unknown.
+    row: u64,
     /// No size uses more than this rung: the machine is shared.
     ceiling: usize,
     retry: Wait,
-    /// No look at a rung before this time, but for those that must be.
-    thrift: [u64; RUNGS],
+    /// No look up at a rung, and none down, before these times, but for those that must be.
+    thrift: [[u64; 2]; RUNGS],
 }
 
 impl Tuner {
@@ -151,8 +173,9 @@ impl Tuner {
             ladder,
             sizes: array::from_fn(|_| Size::default()),
             last: 0,
+            row: 0,
             retry: Wait::new(RETRY),
-            thrift: [0; RUNGS],
+            thrift: [[0; 2]; RUNGS],
         }
     }
 
@@ -162,8 +185,13 @@ impl Tuner {
         }
         let index = size_of_call(rows);
         if self.sizes[index].calls == 0 {
-            // What was found for the last size is the best guess for this one.
-            self.sizes[index].rung = self.sizes[self.last].rung;
+            self.sizes[index].rung = if self.row * u64::from(rows) < LONG {
+                self.sizes[self.last].rung
+            } else {
+                // No more than for the next larger size: there is less to divide.
+                let larger = self.sizes[index..].iter().find(|size| size.calls > 0);
+                larger.map_or(self.ladder.len() - 1, |size| size.rung)
+            };
         }
         self.last = index;
         let ceiling = self.ceiling;
@@ -228,18 +256,22 @@ impl Tuner {
     fn direction(&self, size: &Size, rung: usize, at: u64) -> Option<usize> {
         let up = rung + 1;
         let has_up = up < self.ladder.len();
-        if has_up && rung == self.ceiling {
-            return (at >= self.retry.until && at >= self.thrift[up]).then_some(up);
-        }
-        if has_up && size.means[up].calls == 0.0 {
+        let is_new = |to: &usize| size.means[*to].calls == 0.0;
+        if has_up && rung < self.ceiling && is_new(&up) {
             return Some(up);
+        }
+        if let Some(down) = rung.checked_sub(1).filter(is_new) {
+            return Some(down);
+        }
+        if has_up && rung == self.ceiling {
+            return (at >= self.retry.until && at >= self.thrift[up][UP]).then_some(up);
         }
         if at < size.patience.until {
             return None;
         }
-        let may = |to: &usize| at >= self.thrift[*to];
-        let up = has_up.then_some(up).filter(may);
-        let down = rung.checked_sub(1).filter(may);
+        let may = |to: &usize, way: usize| at >= self.thrift[*to][way];
+        let up = has_up.then_some(up).filter(|to| may(to, UP));
+        let down = rung.checked_sub(1).filter(|to| may(to, DOWN));
         if size.up_is_next {
             up.or(down)
         } else {
@@ -252,13 +284,29 @@ impl Tuner {
         let (from, to) = (look.from, look.to);
         let up = to > from;
         let won = progress == Progress::Done && look.wins();
-        if look.excess > 0.0 {
-            let wait = (PRICE * micros(look.excess)).min(LONGEST);
-            self.thrift[to] = self.thrift[to].max(at + wait);
+        if look.excess > 0.0 && !look.suspicion {
+            let lost = micros(look.excess);
+            let (way, most) = if up {
+                (UP, LONGEST.max(CHEAPEST * lost))
+            } else {
+                (DOWN, u64::MAX)
+            };
+            let wait = (PRICE * lost).min(most);
+            let until = &mut self.thrift[to][way];
+            *until = (*until).max(at + wait);
         }
         let size = &mut self.sizes[index];
+        let known = size.means[to];
         size.means[to].look(look);
         size.lost = 0.0;
+        if look.suspicion && !won && to > 0 && look.time > 1.5 * known.full * look.rows {
+            // So many threads have become slow as well: even fewer cores are left.
+            size.look = Some(Look {
+                suspicion: true,
+                ..Look::new((from, to / 2), look.ceiling, look.usual, look.call_rows)
+            });
+            return;
+        }
         size.up_is_next = up == won;
         match (up, won) {
             (true, true) => {
@@ -272,7 +320,7 @@ impl Tuner {
                 }
             }
             (true, false) if from == self.ceiling => self.retry.lengthen(at),
-            (false, true) if look.suspicion || look.wins_by_far() => {
+            (false, true) if look.suspicion || (look.was_usual() && look.wins_by_far()) => {
                 // Not this size's doing: the core is somebody else's for now.
                 size.means[from].calls = 0.0;
                 self.ceiling = to;
@@ -361,10 +409,20 @@ impl Mean {
         self.full += (time - self.full) * share;
     }
 
-    /// Learns from a look.
+    /// Learns from a look. It was short: what was known before still counts for half.
     fn look(&mut self, look: &Look) {
-        self.time = look.clipped / look.rows;
-        self.full = look.time / look.rows;
+        let (time, full) = (look.clipped / look.rows, look.time / look.rows);
+        let known = self.calls > 0.0;
+        self.time = if known {
+            self.time.midpoint(time)
+        } else {
+            time
+        };
+        self.full = if known {
+            self.full.midpoint(full)
+        } else {
+            full
+        };
         self.calls = SETTLED;
     }
 }
@@ -387,6 +445,8 @@ struct Look {
     suspicion: bool,
     /// What it is compared with.
     usual: Mean,
+    /// Rows of a call.
+    call_rows: u32,
     left: u64,
     /// The first call is not compared: threads are woken, caches filled.
     first: bool,
@@ -406,6 +466,7 @@ impl Look {
             ceiling,
             suspicion: false,
             usual,
+            call_rows: rows,
             left: (LOOK / each).clamp(LOOK_CALLS.0, LOOK_CALLS.1),
             first: true,
             time: 0.0,
@@ -420,7 +481,12 @@ impl Look {
         let usual = self.usual.time * rows;
         self.excess += wall - usual;
         self.left -= 1;
-        let dear = self.to > self.from && self.excess > TOO_MUCH.max(2.0 * usual);
+        let too_long = if self.to > self.from {
+            TOO_LONG.0
+        } else {
+            TOO_LONG.1
+        };
+        let dear = !self.suspicion && self.excess > TOO_MUCH.max(too_long * usual);
         if !std::mem::take(&mut self.first) || dear {
             self.time += wall;
             self.clipped += wall.min(usual * CLIP);
@@ -438,12 +504,19 @@ impl Look {
     /// Whether the calls were better than usual: clearly with more threads, hardly worse with fewer.
     fn wins(&self) -> bool {
         if self.suspicion {
-            self.time <= self.usual.full * self.rows * AS_GOOD
+            // What calls take in all follows slowly, and that they take long is news.
+            let usual = self.usual.full.max(self.usual.time);
+            self.time <= usual * self.rows * AS_GOOD
         } else if self.to > self.from {
             self.clipped <= self.usual.time * self.rows * BETTER
         } else {
             self.clipped <= self.usual.time * self.rows * AS_GOOD
         }
+    }
+
+    /// Whether it began after the usual number of threads had been that for a while.
+    fn was_usual(&self) -> bool {
+        self.usual.calls >= MEAN_CALLS
     }
 
     /// Whether the threads that were left out did harm, which they do where somebody else computes.

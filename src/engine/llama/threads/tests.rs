@@ -193,6 +193,36 @@ fn two_threads_are_taken_at_once_where_they_pay() {
 }
 
 #[test]
+fn long_calls_have_all_threads_from_the_first_and_few_looks_at_fewer() {
+    // A prompt of a large model: seconds, not milliseconds.
+    let machine = Machine {
+        cores: 16,
+        row: 20_000.0,
+        noise: 0.0,
+        ..DEMO
+    };
+    let mut run = Run::new(machine, 16);
+    run.governor.calibrate(20_000);
+    run.phase = Phase::Prefill;
+    for _ in 0..5 {
+        assert_eq!(run.call(512), 16);
+    }
+    let lost = run.spend(600_000_000, 512);
+    assert!(lost < 0.03, "lost {lost} in ten minutes");
+}
+
+#[test]
+fn a_long_call_begins_with_what_a_longer_one_found() {
+    let mut run = Run::new(DEMO, 2);
+    run.governor.calibrate(160);
+    assert_eq!(run.call(1), 1, "a short one");
+    run.busy = 1;
+    run.spend(2_000_000, 32);
+    assert_eq!(run.call(16), 1);
+    assert_eq!(run.call(64), 2, "more rows, more to divide");
+}
+
+#[test]
 fn a_core_is_given_back_within_a_second_and_taken_again() {
     for spins in [false, true] {
         let mut run = Run::new(Machine { spins, ..DEMO }, 2);
@@ -283,7 +313,8 @@ fn many_cores_are_given_back_too() {
     run.busy = 12;
     run.spend(1_000_000, 8);
     run.spend(10_000_000, 8);
-    assert!((2..=4).contains(&run.usual(8)));
+    let usual = run.usual(8);
+    assert!((2..=4).contains(&usual), "{usual} threads");
     run.busy = 0;
     run.spend(40_000_000, 8);
     assert!(run.usual(8) >= 12);
@@ -320,12 +351,16 @@ proptest! {
         cores in 1u32..9,
         noise in 0.0f32..0.1,
         spins: bool,
+        calibrated: bool,
         busy in 0u32..3,
         sizes in proptest::collection::vec(1u32..40, 1..4),
         seed: u64,
     ) {
         let machine = Machine { row, fixed, parallel, meeting, cores, noise, spins };
         let mut run = Run::new(machine, cores);
+        if calibrated && !spins {
+            run.governor.calibrate(row as u64);
+        }
         run.seed = seed;
         run.busy = busy;
         let (mut taken, mut needed) = (0.0, 0.0);
