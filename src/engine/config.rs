@@ -140,17 +140,17 @@ pub struct Settings {
     pub prefix_cache: ByteSize,
     /// Where prefixes are kept across restarts; absent keeps them in memory only.
     pub prefix_cache_dir: Option<PathBuf>,
-    /// Most disk space for them; goes with `prefix_cache_dir`.
+    /// Most disk space for them, 8 GiB unless said otherwise; goes with `prefix_cache_dir`.
     pub prefix_cache_disk: Option<ByteSize>,
     /// Host memory for the K/V of sequences that were set aside.
     pub park_memory: ByteSize,
-    /// How long a sequence whose reader is behind keeps its cells; absent keeps them for good.
+    /// How long a sequence whose reader is behind keeps its cells though nobody waits for them.
     #[serde(with = "humantime_serde")]
-    pub pause_spill: Option<Duration>,
+    pub pause_spill: Duration,
     /// Where tokens come from that are computed on a guess beside the next one.
     pub speculation: Speculation,
     /// The same text for the same seed, whoever else is served and whatever is cached: split layout, K/V
-    /// in bf16, a fixed number of threads.
+    /// in bf16, one prompt per call, no drafts.
     pub deterministic: bool,
     #[serde(rename = "prefill_chunk", skip_serializing)]
     _prefill_chunk: Option<Gone>,
@@ -231,7 +231,7 @@ impl Default for Settings {
             prefix_cache_dir: None,
             prefix_cache_disk: None,
             park_memory: ByteSize::gib(1),
-            pause_spill: Some(Duration::from_secs(5)),
+            pause_spill: Duration::from_secs(5),
             speculation: Speculation::default(),
             deterministic: false,
             _prefill_chunk: None,

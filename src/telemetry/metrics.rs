@@ -499,7 +499,16 @@ pub(super) mod tests {
             value(&text, r#"sluicegate_sequences_paused{model="m"}"#),
             "3"
         );
-        assert_eq!(value(&text, r#"sluicegate_pauses_total{model="m"}"#), "4");
+        for (name, expected) in [
+            ("pauses_total", "4"),
+            ("parks_total", "10"),
+            ("sequences_parked", "9"),
+            ("kv_tokens_idle", "11"),
+            ("prefix_cache_bytes", "12"),
+        ] {
+            let sample = format!(r#"sluicegate_{name}{{model="m"}}"#);
+            assert_eq!(value(&text, &sample), expected, "{name}");
+        }
         for (result, expected) in [("accepted", "7"), ("rejected", "2")] {
             let series = format!(r#"sluicegate_draft_tokens_total{{model="m",result="{result}"}}"#);
             assert_eq!(value(&text, &series), expected);

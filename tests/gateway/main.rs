@@ -23,6 +23,7 @@ mod isolation;
 mod limits;
 mod models;
 mod outcomes;
+mod prefixes;
 mod prompts;
 mod streaming;
 mod structured;

@@ -13,7 +13,12 @@ fn tokens(count: u32) -> String {
 
 #[tokio::test]
 async fn a_long_prompt_does_not_stall_the_streams_beside_it() {
-    let gateway = gateway().demo("context = 8192\nparallel = 2").start().await;
+    // No slack beside a decode: every chunk is one line of the grid, however fast the machine is.
+    let gateway = gateway()
+        .with("[engine]\nmax_step = \"1ms\"")
+        .demo("context = 8192\nparallel = 2")
+        .start()
+        .await;
     let more = r#""stream":true,"seed":1,"ignore_eos":true"#;
     let mut running = gateway.chat("demo", "Tell me a story.", more).send().await;
     for _ in 0..5 {
@@ -38,13 +43,13 @@ async fn a_long_prompt_does_not_stall_the_streams_beside_it() {
     }
     let (usage, whole) = long.await.unwrap();
     assert_eq!(usage["prompt_tokens"], 5000);
-    // 5,000 tokens are forty chunks, and a gap is one of them (the last take twice as long as the
+    // 5,000 tokens are 79 chunks, and a gap is one of them (the last take twice as long as the
     // first) and one decode.
     assert!(
-        largest < whole / 8,
+        largest < whole / 4,
         "a gap of {largest:?} beside a prompt of {whole:?}"
     );
-    assert!(events >= 30, "{events} tokens came beside the prompt");
+    assert!(events >= 40, "{events} tokens came beside the prompt");
 }
 
 #[tokio::test]

@@ -327,7 +327,7 @@ mod tests {
         let mut settings = Settings::default();
         settings.prefix_cache = ByteSize(1_234_567);
         settings.park_memory = ByteSize(7_654_321);
-        settings.pause_spill = None;
+        settings.pause_spill = Duration::from_millis(1500);
         settings.trusted = true;
         let hello = Hello::new("m", "m.gguf".into(), &settings, &Process::default(), 64);
         let sent = serde_json::to_string(&hello).unwrap();

@@ -200,8 +200,13 @@ impl Cache {
         let Some(store) = &self.store else {
             return count(keys.len());
         };
-        let missing = keys.iter().position(|key| !store.holds(key));
-        count(missing.unwrap_or(keys.len()))
+        let saved = match self.kind {
+            Kind::Blocks(_) => keys.iter().take_while(|key| store.holds(key)).count(),
+            Kind::Checkpoints => {
+                (keys.iter().rposition(|key| store.holds(key))).map_or(0, |at| at + 1)
+            }
+        };
+        count(saved)
     }
 
     /// Keeps the blocks of these names that a sequence has in its cells. Blocks before `from` are kept

@@ -230,8 +230,7 @@ impl Worker {
     }
 
     fn take_back(&mut self, work: &mut Work) {
-        let eog = self.setup.eog.clone();
-        let sequence = self.sequence_mut(work.id);
+        let sequence = (self.slots.get_mut(work.id as usize)).and_then(Held::sequence_mut);
         let Some(sequence) = sequence.filter(|s| s.admitted == work.admitted) else {
             // Cancelled meanwhile.
             work.forget();
@@ -240,7 +239,7 @@ impl Worker {
         std::mem::swap(&mut work.sampler, &mut sequence.job.sampler);
         sequence.served_us = work.at;
         let end = match &work.outcome {
-            Ok(token) => took(sequence, *token, &eog),
+            Ok(token) => took(sequence, *token, &self.setup.eog),
             Err(failure) => Some(End::Failed(failure.clone())),
         };
         if let Some(end) = end {
@@ -293,7 +292,7 @@ impl Worker {
         } = self;
         let sequence = slots.get_mut(id as usize)?.sequence_mut()?;
         sequence.served_us = at;
-        let drafts = std::mem::take(&mut sequence.drafts);
+        let mut drafts = std::mem::take(&mut sequence.drafts);
         let mut right = 0;
         let end = loop {
             let Some(logits) = context.logits(first + right) else {
@@ -323,7 +322,9 @@ impl Worker {
             if let Some(speculation) = &mut sequence.speculation {
                 speculation.verified(drafts.len(), right);
             }
+            drafts.clear();
         }
+        sequence.drafts = drafts;
         end
     }
 

@@ -169,12 +169,13 @@ impl Worker {
     /// Gives a waiting sequence an id and, on a pool, the cells that it can share.
     fn take_id(&mut self, id: u32, mut sequence: Box<Sequence>) {
         self.save(id);
+        let queued = (sequence.admitted == 0).then(|| sequence.job.accepted.elapsed());
         self.admissions += 1;
         sequence.admitted = self.admissions;
         sequence.admitted_us = clock::micros();
         sequence.served_us = sequence.admitted_us;
+        sequence.company = self.running();
         sequence.may_follow = sequence.generated.is_empty() && self.shares();
-        let queued = (!sequence.resumed).then(|| sequence.job.accepted.elapsed());
         let is_parked = sequence.parked.is_some();
         self.slots[id as usize] = Slot::Busy(sequence);
         self.setup.counters.running.fetch_add(1, Relaxed);
@@ -269,16 +270,18 @@ impl Worker {
     fn restore(&mut self, id: u32, keys: &[Key]) -> u32 {
         if self.limits.pooled {
             // What it gets are cells of its own, in place of those that it shares.
-            self.context.forget(id);
             let Slot::Busy(sequence) = &mut self.slots[id as usize] else {
                 return 0;
             };
             let needs = sequence.needs();
+            let room = self.pages.free() + self.pages.sole(&sequence.pages);
+            if room < needs.div_ceil(GRID) {
+                return sequence.blocks();
+            }
             let pages = std::mem::take(&mut sequence.pages);
             self.pages.give_back(&pages, Holder::Run);
-            if !self.grow(id, needs) {
-                return 0;
-            }
+            self.context.forget(id);
+            self.grow(id, needs);
         }
         if self.setup.cache.restore(&mut self.context, id, keys) {
             count(keys.len())
@@ -289,6 +292,7 @@ impl Worker {
 
     /// Lets a sequence use the first cells of another id in place of what it has.
     fn share(&mut self, found: Found, id: u32) -> bool {
+        self.context.forget(id);
         let blocks = found.blocks as usize;
         let pages = match found.kept.and_then(|at| self.kept.get_mut(at)) {
             Some(kept) => {
@@ -302,7 +306,6 @@ impl Worker {
         let Some(pages) = pages.map(<[u32]>::to_vec) else {
             return false;
         };
-        self.context.forget(id);
         if let Err(error) = self.context.copy(found.id, id, found.blocks * GRID) {
             tracing::warn!(%error, "a prefix could not be shared");
             return false;
@@ -422,8 +425,9 @@ impl Worker {
             self.slots[id as usize] = slot;
             return;
         };
-        let company = self.slots.iter().filter_map(Slot::sequence).count();
-        (self.setup.layout).ended(sequence.position, sequence.cached, count(company));
+        // Those who came together leave together: the last of them is as little alone as the first.
+        let company = self.running().max(sequence.company);
+        (self.setup.layout).ended(sequence.position, sequence.cached, company);
         self.leave_batch(&sequence);
         if !sound || sequence.blocks() == 0 || !self.shares() {
             self.context.forget(id);
@@ -453,7 +457,8 @@ impl Worker {
         let first = self.limits.ids;
         let mut free = first..MEMORY_IDS;
         let mut owner = free.find(|id| self.kept.iter().all(|kept| kept.id != *id));
-        if owner.is_none()
+        if known.is_none()
+            && owner.is_none()
             && let Some(at) = oldest(&self.kept)
         {
             owner = Some(self.kept[at].id);
@@ -578,6 +583,11 @@ impl Worker {
     /// Whether prefixes are kept at all.
     fn shares(&self) -> bool {
         self.setup.cache.is_on() || self.limits.pooled
+    }
+
+    /// Sequences that have an id.
+    fn running(&self) -> u32 {
+        count(self.slots.iter().filter_map(Slot::sequence).count())
     }
 
     pub(super) fn sequence(&self, id: u32) -> Option<&Sequence> {

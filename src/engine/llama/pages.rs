@@ -73,6 +73,13 @@ impl Pages {
         count(pages.iter().filter(|&&page| self.at(page).run == 0).count())
     }
 
+    /// Pages of a list, one running sequence's, that nobody else holds: they are free when it gives them
+    /// back.
+    pub(super) fn sole(&self, pages: &[u32]) -> u32 {
+        let sole = |held: Held| held.run == 1 && held.idle == 0;
+        count(pages.iter().filter(|&&page| sole(self.at(page))).count())
+    }
+
     /// Takes free pages for a running sequence until `pages` has `count` of them; all or none.
     pub(super) fn grow(&mut self, pages: &mut Vec<u32>, count: u32) -> bool {
         let missing = (count as usize).saturating_sub(pages.len());
@@ -223,6 +230,8 @@ mod tests {
                 for list in &runs {
                     let private = list.iter().filter(|&&page| run[page as usize] == 1).count();
                     prop_assert_eq!(pages.private(list) as usize, private);
+                    let sole = list.iter().filter(|&&page| run[page as usize] == 1 && idle[page as usize] == 0);
+                    prop_assert_eq!(pages.sole(list) as usize, sole.count());
                 }
             }
         }

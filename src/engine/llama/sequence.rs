@@ -34,6 +34,8 @@ pub(super) struct Sequence {
     pub(super) admitted_us: u64,
     /// When it was last in a call.
     pub(super) served_us: u64,
+    /// Sequences that ran when it started.
+    pub(super) company: u32,
     /// Its number among the sequences that were ever given an id.
     pub(super) admitted: u64,
     /// Tokens of its prompt that it did not compute.
@@ -64,6 +66,7 @@ impl Sequence {
             arrived_us: clock::micros(),
             admitted_us: 0,
             served_us: 0,
+            company: 0,
             admitted: 0,
             cached: 0,
             resumed: false,

@@ -76,7 +76,7 @@ pub(super) struct Setup {
     /// Host memory for parked sequences, in bytes.
     pub(super) park_memory: u64,
     /// How long a paused sequence keeps its cells.
-    pub(super) pause_spill: Option<Duration>,
+    pub(super) pause_spill: Duration,
     /// How many cells of a pool may hold what is only kept.
     pub(super) idle_cells: IdleCells,
     /// Whether drafts are looked for.
@@ -354,8 +354,9 @@ impl Worker {
             waiting: &self.waiting_view,
             idle_cells: u64::from(self.pages.idle()) * page,
             shared_cells: u64::from(self.pages.shared()) * page,
-            spill_after_us: (self.setup.pause_spill)
-                .map(|after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX)),
+            spill_after_us: Some(
+                u64::try_from(self.setup.pause_spill.as_micros()).unwrap_or(u64::MAX),
+            ),
             parked_room: self.setup.park_memory > 0
                 && self.parked_bytes + self.largest_state() <= self.setup.park_memory,
         };

@@ -123,9 +123,13 @@ async fn refusal(engine: &LlamaEngine, request: &Request) -> Failure {
 
 /// Lets the engine thread go on until `reached`; it has no event to wait for.
 pub(super) async fn until(reached: impl Fn() -> bool) {
-    while !reached() {
-        tokio::task::yield_now().await;
-    }
+    let reached = async {
+        while !reached() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let most = Duration::from_mins(1);
+    (tokio::time::timeout(most, reached).await).expect("it comes about within a minute");
 }
 
 #[tokio::test]

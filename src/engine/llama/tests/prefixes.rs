@@ -223,3 +223,34 @@ async fn states_that_cannot_be_cut_are_kept_whole_at_the_last_grid_line_of_a_pro
     );
     engine.stop().await;
 }
+
+#[tokio::test]
+async fn a_prefix_that_most_share_makes_the_cache_a_pool_and_what_was_kept_stays() {
+    let engine = engine(|settings| {
+        settings.kv_layout = KvLayout::Auto;
+        settings.context = NonZeroU32::new(512);
+        settings.parallel = 8;
+        settings.waiting = 32;
+    });
+    until(|| engine.gauges().layout.name == "split").await;
+    let with_prefix = |kind: u32| {
+        let mut tokens = prompt(30, 384);
+        tokens.extend(prompt(31 + kind, 20));
+        seeded(tokens, 8)
+    };
+    let mut sources = Vec::new();
+    for kind in 0..40 {
+        let request = with_prefix(kind);
+        sources.extend(engine.start(&request).await.unwrap().sources);
+    }
+    for source in sources {
+        end_of(source).await.unwrap();
+    }
+    until(|| engine.gauges().layout.name == "unified").await;
+    assert_eq!(engine.gauges().layout.reason, "most live tokens are shared");
+    // Out of host memory first, then cell by cell.
+    for kind in [50, 51] {
+        assert_eq!(run(&engine, &with_prefix(kind)).await.cached, 384);
+    }
+    engine.stop().await;
+}

@@ -30,7 +30,7 @@ async fn a_stalled_reader_gives_its_place_to_who_waits_and_gets_its_text_unchang
 
 #[tokio::test]
 async fn who_is_paused_for_long_is_set_aside_though_nobody_waits() {
-    let engine = narrow(|settings| settings.pause_spill = Some(Duration::from_millis(1)));
+    let engine = narrow(|settings| settings.pause_spill = Duration::from_millis(1));
     let slow = seeded(prompt(1, 100), 200);
     let alone = run(&engine, &slow).await.text;
     let stalled = engine.start(&slow).await.unwrap().sources.remove(0);
@@ -41,7 +41,7 @@ async fn who_is_paused_for_long_is_set_aside_though_nobody_waits() {
 
 #[tokio::test]
 async fn a_parked_sequence_that_is_cancelled_leaves_nothing_behind() {
-    let engine = narrow(|settings| settings.pause_spill = Some(Duration::from_millis(1)));
+    let engine = narrow(|settings| settings.pause_spill = Duration::from_millis(1));
     let stalled = engine.start(&seeded(prompt(1, 100), 200)).await.unwrap();
     until(|| engine.counters.parked.load(Relaxed) == 1).await;
     drop(stalled);
@@ -54,7 +54,7 @@ async fn a_parked_sequence_that_is_cancelled_leaves_nothing_behind() {
 async fn without_memory_to_park_in_everybody_still_ends() {
     let engine = narrow(|settings| {
         settings.park_memory = bytesize::ByteSize(0);
-        settings.pause_spill = Some(Duration::from_millis(1));
+        settings.pause_spill = Duration::from_millis(1);
     });
     let first = engine.start(&seeded(prompt(1, 100), 200)).await.unwrap();
     let second = engine.start(&seeded(prompt(2, 100), 20)).await.unwrap();

@@ -218,7 +218,7 @@ async fn neighbours_with_drafts_of_different_lengths_do_not_disturb_each_other()
 async fn a_reader_that_stalls_and_a_sequence_that_is_set_aside_lose_nothing() {
     let [drafting, plain] = pair(|settings| {
         settings.parallel = 1;
-        settings.pause_spill = Some(Duration::from_millis(1));
+        settings.pause_spill = Duration::from_millis(1);
     });
     let mut found = Vec::new();
     for engine in [&drafting, &plain] {

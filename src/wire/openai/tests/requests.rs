@@ -6,7 +6,26 @@ use serde_json::{Value, json};
 use super::super::super::testing::head;
 use super::super::{parse_chat, parse_completion};
 use super::{chat_body, chat_call, completion_call, refused};
-use crate::generation::{AdapterRef, Constraint, Grammar, Input, Kind, UseAdapter};
+use crate::generation::{AdapterRef, Class, Constraint, Grammar, Input, Kind, UseAdapter};
+
+#[test]
+fn a_service_tier_is_a_class() {
+    let class = |tier: Value| {
+        let body = json!({"messages": [{"role": "user", "content": "x"}], "service_tier": tier});
+        parse_chat(body.to_string().as_bytes(), &head("")).map(|call| call.request.class)
+    };
+    for (tier, expected) in [
+        (json!(null), Class::Normal),
+        (json!("auto"), Class::Normal),
+        (json!("default"), Class::Normal),
+        (json!("flex"), Class::Background),
+        (json!("priority"), Class::Interactive),
+    ] {
+        assert_eq!(class(tier).unwrap(), expected);
+    }
+    let refused = class(json!("fast")).unwrap_err();
+    assert_eq!(refused.param.as_deref(), Some("service_tier"));
+}
 
 #[test]
 fn a_chat_body_becomes_a_request() {
