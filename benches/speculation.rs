@@ -9,14 +9,14 @@
     reason = "a bench that cannot run has nothing to say"
 )]
 
-use std::sync::Arc;
-use std::time::Instant;
+mod support;
 
 use sluicegate::engine::Engine;
-use sluicegate::engine::config::{Process, Settings, Speculation};
-use sluicegate::engine::llama::{DEMO, LlamaEngine, Weights, demo_settings};
-use sluicegate::generation::{Burst, Event, Input, Request, Sampling};
-use sluicegate::telemetry::Metrics;
+use sluicegate::engine::config::Speculation;
+use sluicegate::engine::llama::{DEMO, Weights, demo_settings};
+use sluicegate::generation::{Input, Request, Sampling};
+
+use self::support::{decode_rate, engine, median};
 
 const ROUNDS: usize = 7;
 
@@ -40,11 +40,16 @@ fn main() {
             ("plain", plain(streams, length)),
         ] {
             let before = engines[1].gauges();
-            let mut figures: Vec<(f64, f64)> = (0..ROUNDS)
-                .map(|_| (rate(&engines[0], &request), rate(&engines[1], &request)))
+            let figures: Vec<(f64, f64)> = (0..ROUNDS)
+                .map(|_| {
+                    (
+                        decode_rate(&engines[0], &request),
+                        decode_rate(&engines[1], &request),
+                    )
+                })
                 .collect();
             let off = median(figures.iter().map(|pair| pair.0));
-            let on = median(figures.iter_mut().map(|pair| pair.1));
+            let on = median(figures.iter().map(|pair| pair.1));
             let ratio = median(figures.iter().map(|pair| pair.1 / pair.0));
             let after = engines[1].gauges();
             let (drafts, right) = (
@@ -80,66 +85,4 @@ fn request(text: String, streams: u32, length: u32, temperature: f32) -> Request
         },
         ..Request::new(Input::Text(text))
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn engine(weights: &Weights, settings: &Settings) -> Arc<LlamaEngine> {
-    let metrics = Metrics::new(["bench"]).expect("metrics");
-    let metrics = metrics.model("bench");
-    let process = Process::default();
-    LlamaEngine::load(
-        "bench",
-        weights,
-        settings,
-        &process,
-        64,
-        metrics,
-        &Arc::default(),
-    )
-    .expect("the model loads")
-}
-
-/// Tokens per second, from the first one to the last: prompts are another matter.
-fn rate(engine: &LlamaEngine, request: &Request) -> f64 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
-        let started = engine.start(request).await.expect("it starts");
-        let mut sources: Vec<_> = started.sources.into_iter().map(Some).collect();
-        let (mut burst, mut tokens, mut open) = (Burst::new(), 0, sources.len());
-        let mut first = None;
-        while open > 0 {
-            burst.clear();
-            std::future::poll_fn(|cx| {
-                for slot in &mut sources {
-                    let Some(source) = slot else { continue };
-                    let before = burst.events().count();
-                    if source.poll_fill(cx, &mut burst).is_ready()
-                        && (burst.events().skip(before))
-                            .any(|event| matches!(event, Event::Finish { .. }))
-                    {
-                        *slot = None;
-                        open -= 1;
-                    }
-                }
-                if burst.tokens() > 0 || open == 0 {
-                    std::task::Poll::Ready(())
-                } else {
-                    std::task::Poll::Pending
-                }
-            })
-            .await;
-            tokens += burst.tokens();
-            first.get_or_insert_with(|| (Instant::now(), tokens));
-        }
-        let (since, before) = first.expect("there were tokens");
-        let tokens = u32::try_from(tokens - before).unwrap_or(0);
-        f64::from(tokens) / since.elapsed().as_secs_f64()
-    })
 }

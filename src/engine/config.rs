@@ -552,7 +552,7 @@ impl Default for Process {
     fn default() -> Self {
         Self {
             numa: Numa::default(),
-            max_step: Duration::from_millis(100),
+            max_step: Duration::from_millis(50),
             canary_timeout: Duration::from_mins(5),
             program: None,
         }

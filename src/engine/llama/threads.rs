@@ -29,6 +29,9 @@ const CHEAPEST: u64 = 20;
 const FIRST_CALLS: u32 = 2;
 /// A call of a new size that will take this long on one thread, in microseconds, gets all of them.
 const LONG: u64 = 2_000;
+/// From this many rows on a row takes about as long in calls of any size: what was found out about one
+/// size need not be found out again for the others, at the price of one slow call each.
+const ALIKE: u32 = 64;
 /// A look lasts this long, in microseconds, within `LOOK_CALLS`.
 const LOOK: u64 = 20_000;
 const LOOK_CALLS: (u64, u64) = (3, 48);
@@ -192,6 +195,13 @@ impl Tuner {
                 let larger = self.sizes[index..].iter().find(|size| size.calls > 0);
                 larger.map_or(self.ladder.len() - 1, |size| size.rung)
             };
+            if let Some(known) = self.alike(index) {
+                let means = known.means.map(|mean| Mean {
+                    calls: mean.calls.min(SETTLED),
+                    ..mean
+                });
+                self.sizes[index].means = means;
+            }
         }
         self.last = index;
         let ceiling = self.ceiling;
@@ -199,6 +209,16 @@ impl Tuner {
         // Another size has found out more about the machine meanwhile.
         size.look.take_if(|look| look.ceiling != ceiling);
         self.ladder[size.look.as_ref().map_or(size.rung.min(ceiling), |l| l.to)]
+    }
+
+    /// The nearest size whose rows take about as long as those of a size at `index`.
+    fn alike(&self, index: usize) -> Option<&Size> {
+        let first = size_of_call(ALIKE);
+        let others = self.sizes.iter().enumerate().skip(first);
+        others
+            .filter(|(_, size)| index >= first && size.calls > FIRST_CALLS)
+            .min_by_key(|(other, _)| other.abs_diff(index))
+            .map(|(_, size)| size)
     }
 
     /// Where a size is when it does not look around.

@@ -175,13 +175,13 @@ impl Rates {
     }
 }
 
-/// Moves an average an eighth of the way: a lone slow call does not halve the next chunk, and ten
-/// calls are enough to follow a change.
+/// Moves an average an eighth of the way down, and half the way up: rows take longer the longer a
+/// prompt gets, and a step that is too long is felt, one that is too short is not.
 fn average(old: u64, new: u64) -> u64 {
-    if old == 0 {
-        new.max(1)
-    } else {
-        (old - old / 8 + new / 8).max(1)
+    match old {
+        0 => new.max(1),
+        _ if new > old => old + (new - old) / 2,
+        _ => (old - old / 8 + new / 8).max(1),
     }
 }
 

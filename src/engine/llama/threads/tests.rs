@@ -223,6 +223,23 @@ fn a_long_call_begins_with_what_a_longer_one_found() {
 }
 
 #[test]
+fn what_fewer_threads_do_to_prompts_is_found_out_once() {
+    let machine = Machine {
+        row: 400.0,
+        noise: 0.0,
+        ..DEMO
+    };
+    let mut run = Run::new(machine, 2);
+    run.governor.calibrate(400);
+    run.phase = Phase::Prefill;
+    let mut slow = 0;
+    for rows in [512, 448, 384, 256, 192, 128, 64] {
+        slow += (0..12).filter(|_| run.call(rows) == 1).count();
+    }
+    assert_eq!(slow, 1, "calls with one thread");
+}
+
+#[test]
 fn a_core_is_given_back_within_a_second_and_taken_again() {
     for spins in [false, true] {
         let mut run = Run::new(Machine { spins, ..DEMO }, 2);
