@@ -152,6 +152,9 @@ pub struct Settings {
     /// The same text for the same seed, whoever else is served and whatever is cached: split layout, K/V
     /// in bf16, one prompt per call, no drafts.
     pub deterministic: bool,
+    /// Whether an answer that was asked to be longer than its context goes on when that is full, without
+    /// the older half of what can be left out; split layout.
+    pub context_shift: bool,
     #[serde(rename = "prefill_chunk", skip_serializing)]
     _prefill_chunk: Option<Gone>,
     /// Threads for decode steps, at most 512; absent lets measured times decide, up to all cores.
@@ -234,6 +237,7 @@ impl Default for Settings {
             pause_spill: Duration::from_secs(5),
             speculation: Speculation::default(),
             deterministic: false,
+            context_shift: false,
             _prefill_chunk: None,
             threads: None,
             threads_prefill: None,
@@ -330,6 +334,9 @@ pub enum ModelError {
     /// The bits of a pooled cache depend on who else is in it.
     #[error("deterministic = true goes with kv_layout = \"split\" or \"auto\" only")]
     DeterministicPool,
+    /// Cells that others use are nobody's to leave out.
+    #[error("context_shift = true goes with kv_layout = \"split\" or \"auto\" only")]
+    ShiftInPool,
     /// llama.cpp refuses such a context.
     #[error("a quantized kv_type_v needs flash attention, which is off")]
     QuantizedWithoutFlash,
@@ -425,6 +432,9 @@ impl Settings {
         }
         if self.deterministic && self.kv_layout == KvLayout::Unified {
             return Err(ModelError::DeterministicPool);
+        }
+        if self.context_shift && self.kv_layout == KvLayout::Unified {
+            return Err(ModelError::ShiftInPool);
         }
         let stable = |kind| matches!(kind, KvType::F16 | KvType::Bf16);
         if self.deterministic && !(stable(self.kv_type_k) && stable(self.kv_type_v)) {

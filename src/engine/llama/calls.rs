@@ -90,7 +90,8 @@ impl Worker {
             sequence.drafts.clear();
             // Each row may yield a token, which must find room, and be within what was asked for.
             let left = sequence.job.budget.saturating_sub(sequence.generated_len());
-            let most = left.min(sequence.job.ring.room());
+            let cells = sequence.job.most.saturating_sub(sequence.position);
+            let most = left.min(cells).min(sequence.job.ring.room());
             if !decodes(sequence) || most < 2 {
                 continue;
             }

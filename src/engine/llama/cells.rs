@@ -429,7 +429,8 @@ impl Worker {
         let company = self.running().max(sequence.company);
         (self.setup.layout).ended(sequence.position, sequence.cached, company);
         self.leave_batch(&sequence);
-        if !sound || sequence.blocks() == 0 || !self.shares() {
+        let is_whole = sequence.left_out == 0;
+        if !sound || !is_whole || sequence.blocks() == 0 || !self.shares() {
             self.context.forget(id);
             self.pages.give_back(&sequence.pages, Holder::Run);
             return;

@@ -88,8 +88,10 @@ pub(super) struct Job {
     pub(super) root: Root,
     /// The names of the prompt's whole blocks.
     pub(super) keys: Vec<Key>,
-    /// Most tokens to generate; prompt and these fit a sequence's cells.
+    /// Most tokens to generate.
     pub(super) budget: u32,
+    /// Most tokens to hold at once: prompt and budget, or, where a full context is shifted, all of it.
+    pub(super) most: u32,
     pub(super) sampler: Sampler,
     /// Likeliest tokens to report beside each one; `None` for no log-probabilities.
     pub(super) logprobs: Option<u8>,

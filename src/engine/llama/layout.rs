@@ -32,17 +32,14 @@ pub(super) struct Chooser {
 }
 
 impl Chooser {
-    /// A chooser that begins with what was asked for; `auto` begins split. Models whose state cannot be
-    /// cut cannot share a part of it, so they have no choice.
-    pub(super) fn new(asked: KvLayout, deterministic: bool, can_share: bool) -> Self {
-        let is_free = asked == KvLayout::Auto && !deterministic && can_share;
+    /// A chooser that begins with what was asked for; `auto` begins split, and stays so if there is a
+    /// reason.
+    pub(super) fn new(asked: KvLayout, stays_split: Option<&'static str>) -> Self {
         Self {
-            is_free,
+            is_free: asked == KvLayout::Auto && stays_split.is_none(),
             pooled: asked == KvLayout::Unified,
             reason: match asked {
-                KvLayout::Auto if deterministic => "deterministic",
-                KvLayout::Auto if !can_share => "the model's state cannot be shared in part",
-                KvLayout::Auto => "rows pay for their own cells only",
+                KvLayout::Auto => stays_split.unwrap_or("rows pay for their own cells only"),
                 KvLayout::Split | KvLayout::Unified => "configured",
             },
             sequences: 0.0,
@@ -111,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_prefix_that_most_share_makes_it_a_pool_and_its_end_splits_it_again() {
-        let mut chooser = Chooser::new(KvLayout::Auto, false, true);
+        let mut chooser = Chooser::new(KvLayout::Auto, None);
         assert!(!chooser.is_pooled());
         assert!(!after(&mut chooser, 20, 800, 8), "too few to tell");
         assert!(after(&mut chooser, 20, 800, 8));
@@ -123,20 +120,19 @@ mod tests {
 
     #[test]
     fn one_after_the_other_is_no_reason_for_a_pool() {
-        let mut chooser = Chooser::new(KvLayout::Auto, false, true);
+        let mut chooser = Chooser::new(KvLayout::Auto, None);
         assert!(!after(&mut chooser, 500, 900, 1));
     }
 
     #[test]
     fn what_was_asked_for_stays() {
         for mut chooser in [
-            Chooser::new(KvLayout::Split, false, true),
-            Chooser::new(KvLayout::Auto, true, true),
-            Chooser::new(KvLayout::Auto, false, false),
+            Chooser::new(KvLayout::Split, None),
+            Chooser::new(KvLayout::Auto, Some("deterministic")),
         ] {
             assert!(!after(&mut chooser, 500, 900, 8) && !chooser.is_pooled());
         }
-        let mut unified = Chooser::new(KvLayout::Unified, false, true);
+        let mut unified = Chooser::new(KvLayout::Unified, None);
         assert!(!after(&mut unified, 500, 0, 8) && unified.is_pooled());
     }
 }

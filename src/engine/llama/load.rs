@@ -195,6 +195,7 @@ pub(super) fn load(
         #[cfg(test)]
         pooled: params.unified,
         threads: running.threads,
+        shifts: settings.context_shift,
         places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
         adapters: Arc::new(adapters),
@@ -397,7 +398,11 @@ fn start(
         }),
         model: model_id.into(),
     };
-    let (kv_layout, deterministic) = (settings.kv_layout, settings.deterministic);
+    let (kv_layout, deterministic, shifts) = (
+        settings.kv_layout,
+        settings.deterministic,
+        settings.context_shift,
+    );
     let (park_memory, pause_spill) = (settings.park_memory.as_u64(), settings.pause_spill);
     let idle_cells = IdleCells::new(heads(model));
     let samplers = (settings.sampler_threads).unwrap_or_else(pool::automatic);
@@ -433,7 +438,15 @@ fn start(
                     return;
                 }
             };
-            let can_share = matches!(made.kind, Kept::Blocks(_));
+            let stays_split = if deterministic {
+                Some("deterministic")
+            } else if shifts {
+                Some("context_shift")
+            } else if matches!(made.kind, Kept::Checkpoints) {
+                Some("the model's state cannot be shared in part")
+            } else {
+                None
+            };
             let mut setup = Setup {
                 vectors,
                 crew,
@@ -445,7 +458,7 @@ fn start(
                 pool,
                 eog: eog.into(),
                 cache: Cache::new(store, made.kind),
-                layout: Chooser::new(kv_layout, deterministic, can_share),
+                layout: Chooser::new(kv_layout, stays_split),
                 park_memory,
                 pause_spill,
                 idle_cells,

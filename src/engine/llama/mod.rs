@@ -26,6 +26,7 @@ mod pin;
 pub mod sampling;
 mod sequence;
 mod shared;
+mod shift;
 mod shim;
 mod source;
 mod speculate;
@@ -110,6 +111,8 @@ pub struct LlamaEngine {
     #[cfg(test)]
     pooled: bool,
     threads: Arc<Threads>,
+    /// Whether a full context is shifted where more tokens are asked for.
+    shifts: bool,
     /// Sequences that may be accepted at once: running and waiting.
     places: u32,
     ring: u32,
@@ -172,8 +175,12 @@ impl LlamaEngine {
         for prompt in prompts {
             let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
             prompt_tokens = prompt_tokens.saturating_add(len);
-            let space = self.shared.card.context.saturating_sub(len);
-            let budget = request.max_tokens.unwrap_or(space).min(space);
+            let context = self.shared.card.context;
+            let space = context.saturating_sub(len);
+            let budget = match request.max_tokens {
+                Some(most) if self.shifts => most,
+                most => most.unwrap_or(space).min(space),
+            };
             let mut chained: Vec<Key> = Vec::new();
             chain(&root, &prompt, &mut chained);
             for repeat in 0..request.n {
@@ -205,6 +212,7 @@ impl LlamaEngine {
                     root,
                     keys: chained.clone(),
                     budget,
+                    most: len.saturating_add(budget).min(context),
                     sampler,
                     logprobs: request.logprobs,
                     adapters: adapters.clone(),

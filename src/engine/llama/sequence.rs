@@ -36,6 +36,8 @@ pub(super) struct Sequence {
     pub(super) served_us: u64,
     /// Sequences that ran when it started.
     pub(super) company: u32,
+    /// Tokens behind its [`Sequence::head`] that its full context was shifted over.
+    pub(super) left_out: u32,
     /// Its number among the sequences that were ever given an id.
     pub(super) admitted: u64,
     /// Tokens of its prompt that it did not compute.
@@ -67,6 +69,7 @@ impl Sequence {
             admitted_us: 0,
             served_us: 0,
             company: 0,
+            left_out: 0,
             admitted: 0,
             cached: 0,
             resumed: false,
@@ -96,7 +99,7 @@ impl Sequence {
     /// Tokens to compute before the next one can be chosen from a decode row, or from the prompt's last
     /// row if none was generated. More than the prompt when a state was lost and is computed again.
     pub(super) fn target(&self) -> u32 {
-        self.prompt_len() + self.generated_len().saturating_sub(1)
+        self.prompt_len() + self.generated_len().saturating_sub(1) - self.left_out
     }
 
     /// Whether tokens that are known are still to be computed.
@@ -106,7 +109,12 @@ impl Sequence {
 
     /// A token that is known, by its position.
     pub(super) fn token(&self, position: u32) -> u32 {
-        let at = position as usize;
+        let left_out = if position < self.head() {
+            0
+        } else {
+            self.left_out
+        };
+        let at = (position + left_out) as usize;
         let prompt = &self.job.prompt;
         let known = prompt
             .get(at)
@@ -131,20 +139,15 @@ impl Sequence {
         self.generated.last().copied().unwrap_or(0)
     }
 
-    /// Tokens that it may hold at most.
-    pub(super) fn most(&self) -> u32 {
-        self.prompt_len().saturating_add(self.job.budget)
-    }
-
     /// Cells that it starts with: for what is known, and a page to grow into.
     pub(super) fn needs(&self) -> u32 {
         (self.target() + 1)
             .next_multiple_of(GRID)
             .saturating_add(GRID)
-            .min(self.most().next_multiple_of(GRID))
+            .min(self.job.most.next_multiple_of(GRID))
     }
 
-    /// Writes the tokens whose K/V is computed into `out`.
+    /// Writes the tokens whose K/V is computed into `out`; nothing may have been left out.
     pub(super) fn computed(&self, out: &mut Vec<u32>) {
         out.clear();
         let all = self.job.prompt.iter().chain(&self.generated);

@@ -3,6 +3,7 @@
 //! ```text
 //! loop {
 //!   inbox, cancellations, queue deadlines       new work arrives tokenized, checked and priced
+//!   shift full contexts                         where that is wanted         (`shift.rs`)
 //!   plan                                        one pure function decides all of what follows
 //!   evict, park, start                          cells change hands (`cells.rs`)
 //!   call 1: a row per decoding sequence -> sample -> push; wake readers once   (`calls.rs`)
@@ -217,6 +218,7 @@ impl Worker {
         assert!(!self.setup.counters.panics.load(Relaxed), "as asked");
         self.drop_cancelled();
         self.setup.cache.poll();
+        self.shift_full();
         self.draft();
         // Whatever is done takes the plan out of `self`: it is read while everything else changes.
         let mut plan = std::mem::take(&mut self.plan);
@@ -384,8 +386,7 @@ impl Worker {
             } else {
                 Stage::Decode
             };
-            let full = sequence
-                .most()
+            let full = (sequence.job.most)
                 .next_multiple_of(GRID)
                 .saturating_sub(shared);
             let view = Running {
@@ -424,8 +425,7 @@ impl Worker {
                 weight: 1,
                 class: sequence.job.class,
                 cells_now: sequence.needs().saturating_sub(shared),
-                cells_full: sequence
-                    .most()
+                cells_full: (sequence.job.most)
                     .next_multiple_of(GRID)
                     .saturating_sub(shared),
                 // What was kept then may have gone since.

@@ -3,6 +3,7 @@
 mod prefixes;
 mod pressure;
 mod sampling;
+mod shift;
 mod speculation;
 
 use super::*;
