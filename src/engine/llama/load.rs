@@ -1,7 +1,7 @@
 //! From a GGUF to a running engine: check, map, size, start.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
@@ -16,11 +16,12 @@ use super::canary::{self, CanaryError};
 use super::context::{Maker, context_params, gpu_layers};
 use super::crew::{Crew, Threads};
 use super::embed::Embedder;
-use super::ffi::{self, ContextParams, LlamaError, Numa};
-use super::gguf::{self, GgufError, Summary};
+use super::ffi::{self, ContextParams, Numa};
+use super::gguf::{self, Summary};
 use super::grammar::{self, Grammars};
 use super::job::{Counters, Job};
 use super::layout::Chooser;
+pub use super::load_error::LoadError;
 use super::pages::IdleCells;
 use super::prefix::{self, DiskLimits, Root, Store};
 use super::sampling::pool::{self, Pool};
@@ -32,7 +33,6 @@ use super::weights::{descriptor_path, is_row_neutral, model_id, open};
 use super::worker::{self, Setup};
 use super::{LlamaEngine, Shared};
 use crate::engine::config::{self, Process, Settings, Speculation};
-use crate::engine::isolated::ChildError;
 use crate::engine::ring::Bell;
 use crate::engine::{Card, Loading};
 use crate::generation::chain;
@@ -45,74 +45,6 @@ const DEFAULT_DISK: u64 = 8 << 30;
 /// Rows of a call for vectors beside running streams: two grid lines, at which prompts are read about as
 /// fast as in larger calls.
 const VECTOR_ROWS: u32 = 128;
-/// Why a model could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The file could not be opened or read.
-    #[error("cannot read {path}")]
-    Read {
-        /// Which file.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file is not a GGUF that can be run.
-    #[error("{path} is not a usable GGUF: {source}")]
-    Gguf {
-        /// Which file.
-        path: String,
-        /// What is wrong with it.
-        source: GgufError,
-    },
-    /// It is a model of another kind: an encoder, a diffusion model.
-    #[error("{path} is no model that continues text")]
-    Kind {
-        /// Which file.
-        path: String,
-    },
-    /// llama.cpp refused the model.
-    #[error("llama.cpp cannot load {path}: {reason}")]
-    Llama {
-        /// Which file.
-        path: String,
-        /// Its own words.
-        reason: String,
-    },
-    /// The process that tried the model did not come back well.
-    #[error("{path} cannot be used: {source}")]
-    Canary {
-        /// Which file.
-        path: String,
-        /// What became of it.
-        source: CanaryError,
-    },
-    /// The process of its own in which it was to run did not come up.
-    #[error(transparent)]
-    Isolated(#[from] ChildError),
-    /// The process is to end.
-    #[error("loading was stopped")]
-    Stopped,
-    /// One of the model's adapters cannot be used.
-    #[error("adapter {name}: {source}")]
-    Adapter {
-        /// Which one.
-        name: String,
-        /// Why.
-        source: Box<AdapterError>,
-    },
-    /// The model's chat template does not parse.
-    #[error("the chat template does not parse: {0}")]
-    Template(minijinja::Error),
-    /// The engine could not be started.
-    #[error("the engine did not start: {0}")]
-    Engine(String),
-}
-
-impl From<LlamaError> for LoadError {
-    fn from(error: LlamaError) -> Self {
-        Self::Engine(error.to_string())
-    }
-}
 
 /// Loads a model and starts its engine thread.
 pub(super) fn load(

@@ -30,10 +30,10 @@ use std::time::{Duration, Instant};
 
 use super::adapters::AdapterSet;
 use super::cache::Cache;
-use super::cells::Kept;
 use super::crew::Crew;
 use super::ffi::{Batch, Context};
 use super::job::{Counters, Job};
+use super::kept::Kept;
 use super::layout::Chooser;
 use super::pages::{IdleCells, Pages};
 use super::plan::{Limits, Plan, Planner, Rates, Running, Stage, State, TenantId, Waiting};
