@@ -65,7 +65,7 @@ impl Worker {
             }
             let class = sequence.job.class;
             let leader = self.leader(id, sequence);
-            let follows = leader.is_some() || self.is_fetched(id);
+            let follows = leader.is_some() || self.is_fetched(id) || self.has_copied_enough();
             if let Some(leader) = leader
                 && let Some(leader) = self.sequence_mut(leader)
             {
@@ -98,6 +98,12 @@ impl Worker {
         };
         (0..count(self.slots.len()))
             .find(|&other| other != id && self.sequence(other).is_some_and(leads))
+    }
+
+    /// Whether prefixes were copied for so long in this step that the rest must wait for the next one: who
+    /// comes together need not be served together, and streams are waiting.
+    fn has_copied_enough(&self) -> bool {
+        self.copied_us > self.limits.max_step_us / 2
     }
 
     /// Whether more of a prompt is on its way from the disk.
@@ -238,6 +244,7 @@ impl Worker {
             _ => return,
         };
         let took_us = clock::micros().saturating_sub(began_us);
+        self.copied_us += took_us;
         self.planner.charge(tenant, took_us);
         let Some(sequence) = self.slots[id as usize].sequence_mut() else {
             return;

@@ -111,6 +111,7 @@ pub(super) fn run(setup: Setup, context: Context, limits: Limits) -> Option<Setu
         pages,
         kept: Vec::new(),
         parked_bytes: 0,
+        copied_us: 0,
         admissions: 0,
         tokens: Vec::new(),
         failed_calls: 0,
@@ -201,6 +202,8 @@ pub(super) struct Worker {
     /// Prefixes kept in the cells of a pooled cache.
     pub(super) kept: Vec<Kept>,
     pub(super) parked_bytes: u64,
+    /// Microseconds for which prefixes were copied in this step.
+    pub(super) copied_us: u64,
     /// Sequences given an id so far.
     pub(super) admissions: u64,
     /// A sequence's tokens in one piece, when they are wanted so.
@@ -220,6 +223,7 @@ impl Worker {
         self.setup.cache.poll();
         self.shift_full();
         self.draft();
+        self.copied_us = 0;
         // Whatever is done takes the plan out of `self`: it is read while everything else changes.
         let mut plan = std::mem::take(&mut self.plan);
         for _ in 0..MOST_PLANS {
@@ -242,7 +246,7 @@ impl Worker {
         self.collect(true);
         let saved = self.save_ended(!(decoded || prefilled || embedded));
         self.publish();
-        let is_idle = plan.is_idle() && !saved && !embedded;
+        let is_idle = plan.is_idle() && !saved && !embedded && self.copied_us == 0;
         self.plan = plan;
         if is_idle {
             if self.is_empty() && self.setup.layout.changes() {

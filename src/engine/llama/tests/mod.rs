@@ -8,10 +8,14 @@ mod speculation;
 
 use super::*;
 use crate::engine::config::{KvLayout, Process};
-use crate::generation::{Burst, Event, Message};
+use crate::generation::{Burst, Event, Finish, Message};
 use crate::telemetry::Metrics;
 
 pub(super) fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
+    engine_of(&Process::default(), change)
+}
+
+fn engine_of(process: &Process, change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
     let mut settings = demo_settings();
     settings.context = NonZeroU32::new(256);
     settings.parallel = 2;
@@ -20,12 +24,12 @@ pub(super) fn engine(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
     change(&mut settings);
     let metrics = Metrics::new(["demo"]).unwrap();
     let weights = Weights::Embedded(DEMO);
-    let (process, loading) = (Process::default(), Arc::default());
+    let loading = Arc::default();
     LlamaEngine::load(
         "demo",
         &weights,
         &settings,
-        &process,
+        process,
         16,
         metrics.model("demo"),
         &loading,
@@ -81,6 +85,23 @@ async fn given(mut source: Box<dyn Source>) -> Given {
             match event {
                 Event::Text { text: more, .. } => text.push_str(more),
                 Event::Finish { .. } => return Given { text, cached },
+                Event::Failed(failure) => panic!("{failure:?}"),
+                Event::End(_) => {}
+            }
+        }
+    }
+}
+
+/// The tokens of a source's answer, and why it ended.
+async fn tokens(mut source: Box<dyn Source>) -> (Vec<u32>, Finish) {
+    let (mut burst, mut tokens) = (Burst::new(), Vec::new());
+    loop {
+        burst.clear();
+        std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst)).await;
+        for event in burst.events() {
+            match event {
+                Event::Text { logprobs, .. } => tokens.extend(logprobs.iter().map(|one| one.token)),
+                Event::Finish { reason, .. } => return (tokens, reason),
                 Event::Failed(failure) => panic!("{failure:?}"),
                 Event::End(_) => {}
             }

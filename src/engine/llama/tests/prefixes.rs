@@ -42,22 +42,8 @@ async fn the_next_turn_finds_what_was_generated() {
         let mut turn = prompt(2, 100);
         let mut request = seeded(turn.clone(), 100);
         request.logprobs = Some(0);
-        let mut source = engine.start(&request).await.unwrap().sources.remove(0);
-        let mut burst = Burst::new();
-        let mut generated = Vec::new();
-        'all: loop {
-            burst.clear();
-            std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst)).await;
-            for event in burst.events() {
-                match event {
-                    Event::Text { logprobs, .. } => {
-                        generated.extend(logprobs.iter().map(|l| l.token));
-                    }
-                    Event::Finish { .. } => break 'all,
-                    other => panic!("{other:?}"),
-                }
-            }
-        }
+        let source = engine.start(&request).await.unwrap().sources.remove(0);
+        let (generated, _) = tokens(source).await;
         assert_eq!(generated.len(), 100);
         turn.extend(&generated);
         turn.extend(prompt(3, 30));
@@ -65,6 +51,34 @@ async fn the_next_turn_finds_what_was_generated() {
         assert_eq!(run(&engine, &seeded(turn, 4)).await.cached, 192);
         engine.stop().await;
     }
+}
+
+#[tokio::test]
+async fn beside_a_stream_prefixes_are_copied_one_after_the_other() {
+    // No time at all for copies in a step: each waits for the next one.
+    let process = Process {
+        max_step: Duration::from_micros(1),
+        ..Process::default()
+    };
+    let engine = engine_of(&process, |settings| {
+        settings.kv_layout = KvLayout::Split;
+        settings.context = NonZeroU32::new(512);
+        settings.parallel = 5;
+        settings.waiting = 16;
+    });
+    let request = seeded(prompt(1, 300), 20);
+    let alone = run(&engine, &request).await.text;
+    let mut stream = engine.start(&seeded(prompt(2, 20), 400)).await.unwrap();
+    let mut sources = Vec::new();
+    for _ in 0..4 {
+        sources.extend(engine.start(&request).await.unwrap().sources);
+    }
+    for source in sources {
+        let given = given(source).await;
+        assert_eq!((given.text, given.cached), (alone.clone(), 256));
+    }
+    end_of(stream.sources.remove(0)).await.unwrap();
+    engine.stop().await;
 }
 
 #[tokio::test]

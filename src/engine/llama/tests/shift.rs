@@ -1,7 +1,6 @@
 //! Contexts that are full: answers end there, or go on with a part of what came before.
 
 use super::*;
-use crate::generation::Finish;
 
 fn shifting(change: impl FnOnce(&mut Settings)) -> Arc<LlamaEngine> {
     engine(|settings| {
@@ -17,23 +16,6 @@ fn long(prompt: Vec<u32>, most: u32) -> Request {
     Request {
         logprobs: Some(0),
         ..seeded(prompt, most)
-    }
-}
-
-/// The tokens of a source's answer, and why it ended.
-async fn tokens(mut source: Box<dyn Source>) -> (Vec<u32>, Finish) {
-    let (mut burst, mut tokens) = (Burst::new(), Vec::new());
-    loop {
-        burst.clear();
-        std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst)).await;
-        for event in burst.events() {
-            match event {
-                Event::Text { logprobs, .. } => tokens.extend(logprobs.iter().map(|one| one.token)),
-                Event::Finish { reason, .. } => return (tokens, reason),
-                Event::Failed(failure) => panic!("{failure:?}"),
-                Event::End(_) => {}
-            }
-        }
     }
 }
 
