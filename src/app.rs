@@ -294,6 +294,7 @@ fn render(metrics: &Metrics, registry: &Registry, streams: usize, dropped: u64) 
             accepted_drafts: gauges.accepted_drafts,
             parked: gauges.parked,
             parks: gauges.parks,
+            moves: gauges.moves,
             kv_idle: gauges.kv_idle,
             prefix_bytes: gauges.prefix_bytes,
             kv_used: gauges.kv_used,

@@ -200,6 +200,8 @@ pub struct Gauges {
     pub parked: u32,
     /// How often a sequence has been set aside.
     pub parks: u64,
+    /// How often a sequence has been moved to an id beside the others that run.
+    pub moves: u64,
     /// KV cells that hold nothing but cached prefixes.
     pub kv_idle: u64,
     /// Bytes of cached prefixes in host memory.

@@ -20,8 +20,8 @@ use metrics_exporter_prometheus::{
 
 use self::names::{
     BUILD_INFO, CONNECTIONS_OPEN, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS,
-    ENGINE_THREADS, GAUGES, HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, PARKED, PARKS,
-    PAUSES, PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
+    ENGINE_THREADS, GAUGES, HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED,
+    PARKS, PAUSES, PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
     SEQUENCES_PAUSED, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
 };
 use crate::generation::Outcome;
@@ -100,6 +100,7 @@ pub struct ModelMetrics {
     drafts_accepted: Counter,
     drafts_rejected: Counter,
     parks: Counter,
+    moves: Counter,
     engine_deaths: Counter,
     engine_reloads: Counter,
     running: Gauge,
@@ -133,6 +134,8 @@ pub struct ModelLoad {
     pub parked: u32,
     /// Times that a sequence was set aside since the model was loaded.
     pub parks: u64,
+    /// Times that a sequence was moved beside the others that run, since the model was loaded.
+    pub moves: u64,
     /// KV cells that hold nothing but cached prefixes.
     pub kv_idle: u64,
     /// Bytes of cached prefixes in host memory.
@@ -235,6 +238,7 @@ impl Metrics {
                 model.drafts_accepted.absolute(load.accepted_drafts);
                 model.drafts_rejected.absolute(rejected);
                 model.parks.absolute(load.parks);
+                model.moves.absolute(load.moves);
             }
         }
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
@@ -325,6 +329,7 @@ impl ModelMetrics {
             drafts_accepted: drafts("accepted"),
             drafts_rejected: drafts("rejected"),
             parks: counter(recorder, PARKS, &model),
+            moves: counter(recorder, MOVES, &model),
             engine_deaths: counter(recorder, ENGINE_DEATHS, &model),
             engine_reloads: counter(recorder, ENGINE_RELOADS, &model),
             running: gauge(recorder, REQUESTS_RUNNING, &model),
@@ -446,6 +451,7 @@ pub(super) mod tests {
                     accepted_drafts: 7,
                     parked: 9,
                     parks: 10,
+                    moves: 13,
                     kv_idle: 11,
                     prefix_bytes: 12,
                     kv_used: 5,
@@ -502,6 +508,7 @@ pub(super) mod tests {
         for (name, expected) in [
             ("pauses_total", "4"),
             ("parks_total", "10"),
+            ("moves_total", "13"),
             ("sequences_parked", "9"),
             ("kv_tokens_idle", "11"),
             ("prefix_cache_bytes", "12"),

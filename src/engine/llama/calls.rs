@@ -55,6 +55,8 @@ impl Worker {
                 self.rates.decoded(took_us);
                 self.row_ns = took_us.saturating_mul(1000) / (self.batch.len() as u64).max(1);
                 self.costs.measured(self.batch.len(), took_us);
+                let ids = self.rows.iter().map(|&(id, _)| id);
+                self.dense.measured(ids, took_us);
                 self.planner.decoded(plan, took_us);
                 let at = clock::micros();
                 self.share_rows(at);

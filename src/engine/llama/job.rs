@@ -29,6 +29,11 @@ pub(super) struct Counters {
     pub(super) pauses: AtomicU64,
     /// How often a sequence has been parked.
     pub(super) parks: AtomicU64,
+    /// How often a sequence has been moved to a lower id.
+    pub(super) moves: AtomicU64,
+    /// A test asks for moves wherever they save a run.
+    #[cfg(test)]
+    pub(super) moves_always: std::sync::atomic::AtomicBool,
     /// KV cells holding tokens of running sequences.
     pub(super) kv_used: AtomicU64,
     /// KV cells holding only cached prefixes.

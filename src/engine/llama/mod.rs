@@ -11,6 +11,7 @@ mod calls;
 mod cells;
 pub mod canary;
 mod context;
+mod dense;
 mod embed;
 mod crew;
 mod ffi;
@@ -442,6 +443,7 @@ impl Engine for LlamaEngine {
             accepted_drafts: self.counters.accepted_drafts.load(Relaxed),
             parked: self.counters.parked.load(Relaxed),
             parks: self.counters.parks.load(Relaxed),
+            moves: self.counters.moves.load(Relaxed),
             kv_idle: self.counters.kv_idle.load(Relaxed),
             prefix_bytes: self.counters.prefix_bytes.load(Relaxed),
             prefix_hits: self.counters.prefix_hits.load(Relaxed),

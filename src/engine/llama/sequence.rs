@@ -20,6 +20,8 @@ pub(super) struct Sequence {
     /// Since when it is out of the batch because its reader is behind; like every time here, in
     /// microseconds of the engine's clock.
     pub(super) paused_since_us: Option<u64>,
+    /// The pause in which it has left its id to one that decodes.
+    pub(super) stepped_aside: Option<u64>,
     /// Its K/V in host memory, with the position it had then.
     pub(super) parked: Option<(u32, Vec<u8>)>,
     /// Whether somebody else may be computing what its prompt begins with.
@@ -60,6 +62,7 @@ impl Sequence {
             drafts: Vec::new(),
             speculation: None,
             paused_since_us: None,
+            stepped_aside: None,
             parked: None,
             may_follow: false,
             follows: false,

@@ -4,6 +4,7 @@
 //! loop {
 //!   inbox, cancellations, queue deadlines       new work arrives tokenized, checked and priced
 //!   shift full contexts                         where that is wanted         (`shift.rs`)
+//!   close a hole between the ids that decode    where that pays              (`dense.rs`)
 //!   plan                                        one pure function decides all of what follows
 //!   evict, park, start                          cells change hands (`cells.rs`)
 //!   call 1: a row per decoding sequence -> sample -> push; wake readers once   (`calls.rs`)
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 use super::adapters::AdapterSet;
 use super::cache::Cache;
 use super::crew::Crew;
+use super::dense::Dense;
 use super::ffi::{Batch, Context};
 use super::job::{Counters, Job};
 use super::kept::Kept;
@@ -104,6 +106,7 @@ pub(super) fn run(setup: Setup, context: Context, limits: Limits) -> Option<Setu
         waiting_view: Vec::new(),
         rates: Rates::default(),
         costs: Costs::default(),
+        dense: Dense::default(),
         row_ns: 0,
         rows: Vec::new(),
         scratch: Scratch::default(),
@@ -191,6 +194,8 @@ pub(super) struct Worker {
     pub(super) rates: Rates,
     /// What decode calls cost by their rows.
     pub(super) costs: Costs,
+    /// How ids are kept together.
+    pub(super) dense: Dense,
     /// Nanoseconds of one row of the last decode call; 0 before the first.
     pub(super) row_ns: u64,
     /// Ids of the rows of a call whose logits are wanted, with their first row.
@@ -202,7 +207,7 @@ pub(super) struct Worker {
     /// Prefixes kept in the cells of a pooled cache.
     pub(super) kept: Vec<Kept>,
     pub(super) parked_bytes: u64,
-    /// Microseconds for which prefixes were copied in this step.
+    /// Microseconds for which states were copied in this step.
     pub(super) copied_us: u64,
     /// Sequences given an id so far.
     pub(super) admissions: u64,
@@ -222,8 +227,9 @@ impl Worker {
         self.drop_cancelled();
         self.setup.cache.poll();
         self.shift_full();
+        self.close_ranks();
         self.draft();
-        self.copied_us = 0;
+        self.copied_us = self.dense.spent_us;
         // Whatever is done takes the plan out of `self`: it is read while everything else changes.
         let mut plan = std::mem::take(&mut self.plan);
         for _ in 0..MOST_PLANS {
@@ -355,7 +361,11 @@ impl Worker {
         let state = State {
             now_us,
             limits: &self.limits,
-            rates: self.rates,
+            // What a move took is not there for prompts.
+            rates: Rates {
+                decode_us: self.rates.decode_us + self.dense.spent_us,
+                ..self.rates
+            },
             running: &self.running_view,
             waiting: &self.waiting_view,
             idle_cells: u64::from(self.pages.idle()) * page,

@@ -48,11 +48,12 @@ pub(super) const SEND_STALLS: &str = "sluicegate_send_stalls_total";
 pub(super) const PAUSES: &str = "sluicegate_pauses_total";
 pub(super) const DRAFT_TOKENS: &str = "sluicegate_draft_tokens_total";
 pub(super) const PARKS: &str = "sluicegate_parks_total";
+pub(super) const MOVES: &str = "sluicegate_moves_total";
 pub(super) const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
 pub(super) const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 9] = [
+pub(super) const COUNTERS: [(&str, &str); 10] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -62,6 +63,10 @@ pub(super) const COUNTERS: [(&str, &str); 9] = [
     (
         PARKS,
         "Times that a sequence was set aside for others or for its reader.",
+    ),
+    (
+        MOVES,
+        "Times that a running sequence was moved beside the others, so that they compute together.",
     ),
     (
         PAUSES,

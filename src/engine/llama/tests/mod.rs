@@ -1,5 +1,6 @@
 //! The engine with the built-in model: admission, the unified pool, and how places come back.
 
+mod dense;
 mod prefixes;
 mod pressure;
 mod sampling;
