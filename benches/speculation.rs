@@ -39,7 +39,7 @@ fn main() {
             ("copy", copying(streams, length)),
             ("plain", plain(streams, length)),
         ] {
-            let before = engines[1].gauges();
+            let before = engines[1].gauges().load;
             let figures: Vec<(f64, f64)> = (0..ROUNDS)
                 .map(|_| {
                     (
@@ -51,7 +51,7 @@ fn main() {
             let off = median(figures.iter().map(|pair| pair.0));
             let on = median(figures.iter().map(|pair| pair.1));
             let ratio = median(figures.iter().map(|pair| pair.1 / pair.0));
-            let after = engines[1].gauges();
+            let after = engines[1].gauges().load;
             let (drafts, right) = (
                 after.drafted - before.drafted,
                 after.accepted_drafts - before.accepted_drafts,

@@ -19,7 +19,7 @@ use crate::gateway::settings::Drain;
 use crate::gateway::{Gateway, Phase};
 use crate::generation::Watch;
 use crate::route::Registry;
-use crate::telemetry::{Metrics, ModelLoad, Scrape, Upkeep};
+use crate::telemetry::{Metrics, Scrape, Upkeep};
 use crate::transport::files;
 use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Serving};
@@ -283,27 +283,9 @@ fn plans(config: &Config) -> Vec<Plan> {
 
 fn render(metrics: &Metrics, registry: &Registry, streams: usize, dropped: u64) -> String {
     let engines = registry.ready();
-    let loads = engines.iter().map(|engine| {
-        let gauges = engine.gauges();
-        let load = ModelLoad {
-            running: gauges.running,
-            waiting: gauges.waiting,
-            paused: gauges.paused,
-            pauses: gauges.pauses,
-            drafted: gauges.drafted,
-            accepted_drafts: gauges.accepted_drafts,
-            parked: gauges.parked,
-            parks: gauges.parks,
-            moves: gauges.moves,
-            kv_idle: gauges.kv_idle,
-            prefix_bytes: gauges.prefix_bytes,
-            kv_used: gauges.kv_used,
-            kv_capacity: gauges.kv_capacity,
-            threads_decode: gauges.threads_decode,
-            threads_prefill: gauges.threads_prefill,
-        };
-        (&*engine.card().name, load)
-    });
+    let loads = engines
+        .iter()
+        .map(|engine| (&*engine.card().name, engine.gauges().load));
     metrics.render(Scrape {
         streams_open: streams,
         log_lines_dropped: dropped,

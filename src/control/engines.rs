@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::engine::Gauges;
 use crate::route::Registry;
 
 /// All models, ready or not.
@@ -61,30 +62,29 @@ struct Threads {
 pub fn report(registry: &Registry) -> Report {
     let ready = registry.ready();
     let models = ready.iter().map(|engine| {
-        let gauges = engine.gauges();
-        let layout = gauges.layout;
+        let Gauges { load, layout } = engine.gauges();
         Model {
             name: engine.card().name.clone(),
             unavailable: None,
             engine: Some(Engine {
-                running: gauges.running,
-                waiting: gauges.waiting,
-                paused: gauges.paused,
-                parked: gauges.parked,
+                running: load.running,
+                waiting: load.waiting,
+                paused: load.paused,
+                parked: load.parked,
                 kv: (!layout.name.is_empty()).then_some(Kv {
                     layout: layout.name,
                     reason: layout.reason,
-                    tokens_used: gauges.kv_used,
-                    tokens_idle: gauges.kv_idle,
-                    tokens: gauges.kv_capacity,
+                    tokens_used: load.kv_used,
+                    tokens_idle: load.kv_idle,
+                    tokens: load.kv_capacity,
                 }),
                 prefix_cache: PrefixCache {
-                    bytes: gauges.prefix_bytes,
-                    hit_tokens: gauges.prefix_hits,
+                    bytes: load.prefix_bytes,
+                    hit_tokens: load.prefix_hits,
                 },
                 threads: Threads {
-                    decode: gauges.threads_decode,
-                    prefill: gauges.threads_prefill,
+                    decode: load.threads_decode,
+                    prefill: load.threads_prefill,
                 },
             }),
         }

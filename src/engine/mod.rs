@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::generation::{
     BoxFuture, EmbedRequest, Failure, Input, Request, RerankRequest, Scores, Source, Usage, Vectors,
 };
-use crate::telemetry::ModelMetrics;
+use crate::telemetry::{ModelLoad, ModelMetrics};
 
 /// One ready model.
 pub trait Engine: Send + Sync {
@@ -181,44 +181,14 @@ pub struct Layout {
     pub reason: &'static str,
 }
 
-/// A model's moving figures.
+/// What moves in a model.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Gauges {
-    /// Sequences in prefill or decode.
-    pub running: u32,
-    /// Requests in the waiting line.
-    pub waiting: u32,
-    /// Running sequences whose reader is behind, out of the batch for now.
-    pub paused: u32,
-    /// How often a sequence has left the batch because its reader was behind.
-    pub pauses: u64,
-    /// Draft tokens that were tried.
-    pub drafted: u64,
-    /// Draft tokens that were right.
-    pub accepted_drafts: u64,
-    /// Sequences that were set aside, with their K/V in host memory.
-    pub parked: u32,
-    /// How often a sequence has been set aside.
-    pub parks: u64,
-    /// How often a sequence has been moved to an id beside the others that run.
-    pub moves: u64,
-    /// KV cells that hold nothing but cached prefixes.
-    pub kv_idle: u64,
-    /// Bytes of cached prefixes in host memory.
-    pub prefix_bytes: u64,
-    /// Prompt tokens that were found in the cache of prefixes.
-    pub prefix_hits: u64,
+    /// Its figures.
+    pub load: ModelLoad,
     /// How the KV cache is laid out, and why; empty where there is none.
     #[serde(skip)]
     pub layout: Layout,
-    /// KV cells in use.
-    pub kv_used: u64,
-    /// KV cells in all.
-    pub kv_capacity: u64,
-    /// Threads of the last decode step; 0 before the first, and where none compute.
-    pub threads_decode: u32,
-    /// Threads of the last chunk of prompts.
-    pub threads_prefill: u32,
 }
 
 /// A model's loading, as it is seen and stopped from elsewhere.

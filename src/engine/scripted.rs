@@ -25,11 +25,12 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::config::{FailKind, Script};
 use super::text::{Flow, TextAssembler};
-use super::{Card, Engine, Gauges, Started, TokenizeOptions};
+use super::{Card, Engine, Gauges, Layout, Started, TokenizeOptions};
 use crate::generation::{
     BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Input, Kind, Request, RerankRequest,
     Scores, Source, Usage, Vectors, clock,
 };
+use crate::telemetry::ModelLoad;
 
 /// Most tokens a script may play.
 const MAX_TOKENS: u32 = Script::MAX_TOKENS;
@@ -212,11 +213,13 @@ impl Engine for ScriptedEngine {
     }
 
     fn gauges(&self) -> Gauges {
-        Gauges {
+        let load = ModelLoad {
             running: self.counters.running.load(Relaxed),
             pauses: self.counters.pauses.load(Relaxed),
-            ..Gauges::default()
-        }
+            ..ModelLoad::default()
+        };
+        let layout = Layout::default();
+        Gauges { load, layout }
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

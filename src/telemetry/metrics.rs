@@ -18,6 +18,8 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use serde::{Deserialize, Serialize};
+
 use self::names::{
     BUILD_INFO, CONNECTIONS_OPEN, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS,
     ENGINE_THREADS, GAUGES, HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED,
@@ -116,7 +118,7 @@ pub struct ModelMetrics {
 }
 
 /// What moves in a model, as its engine has it at the moment of a scrape.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ModelLoad {
     /// Sequences in prefill or decode.
     pub running: u32,
@@ -140,11 +142,13 @@ pub struct ModelLoad {
     pub kv_idle: u64,
     /// Bytes of cached prefixes in host memory.
     pub prefix_bytes: u64,
+    /// Prompt tokens found in the cache of prefixes since the model was loaded.
+    pub prefix_hits: u64,
     /// KV cells in use.
     pub kv_used: u64,
     /// KV cells in all.
     pub kv_capacity: u64,
-    /// Threads of the last decode step.
+    /// Threads of the last decode step; 0 before the first, and where none compute.
     pub threads_decode: u32,
     /// Threads of the last chunk of prompts.
     pub threads_prefill: u32,
@@ -454,6 +458,7 @@ pub(super) mod tests {
                     moves: 13,
                     kv_idle: 11,
                     prefix_bytes: 12,
+                    prefix_hits: 14,
                     kv_used: 5,
                     kv_capacity: 6,
                     threads_decode: 7,

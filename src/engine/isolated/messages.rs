@@ -146,7 +146,7 @@ impl Moving {
                 name: keep(&self.layout).unwrap_or_default(),
                 reason: keep(&self.reason).unwrap_or_default(),
             },
-            ..self.gauges
+            load: self.gauges.load,
         }
     }
 }

@@ -64,7 +64,7 @@ use crate::generation::{
     BoxFuture, Caller, EmbedRequest, Failure, Input, Kind, Request, RerankRequest, Sampling,
     Scores, Source, Usage, Vectors, clock,
 };
-use crate::telemetry::ModelMetrics;
+use crate::telemetry::{ModelLoad, ModelMetrics};
 
 pub use self::adapters::AdapterError;
 pub use self::gguf::GgufError;
@@ -433,30 +433,28 @@ impl Engine for LlamaEngine {
     }
 
     fn gauges(&self) -> Gauges {
-        let running = self.counters.running.load(Relaxed);
-        Gauges {
+        let counters = &self.counters;
+        let running = counters.running.load(Relaxed);
+        let load = ModelLoad {
             running,
-            waiting: self.counters.accepted.load(Relaxed).saturating_sub(running),
-            paused: self.counters.paused.load(Relaxed),
-            pauses: self.counters.pauses.load(Relaxed),
-            drafted: self.counters.drafted.load(Relaxed),
-            accepted_drafts: self.counters.accepted_drafts.load(Relaxed),
-            parked: self.counters.parked.load(Relaxed),
-            parks: self.counters.parks.load(Relaxed),
-            moves: self.counters.moves.load(Relaxed),
-            kv_idle: self.counters.kv_idle.load(Relaxed),
-            prefix_bytes: self.counters.prefix_bytes.load(Relaxed),
-            prefix_hits: self.counters.prefix_hits.load(Relaxed),
-            layout: *self
-                .counters
-                .layout
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-            kv_used: self.counters.kv_used.load(Relaxed),
+            waiting: counters.accepted.load(Relaxed).saturating_sub(running),
+            paused: counters.paused.load(Relaxed),
+            pauses: counters.pauses.load(Relaxed),
+            drafted: counters.drafted.load(Relaxed),
+            accepted_drafts: counters.accepted_drafts.load(Relaxed),
+            parked: counters.parked.load(Relaxed),
+            parks: counters.parks.load(Relaxed),
+            moves: counters.moves.load(Relaxed),
+            kv_idle: counters.kv_idle.load(Relaxed),
+            prefix_bytes: counters.prefix_bytes.load(Relaxed),
+            prefix_hits: counters.prefix_hits.load(Relaxed),
+            kv_used: counters.kv_used.load(Relaxed),
             kv_capacity: self.kv_capacity,
             threads_decode: self.threads.decode.load(Relaxed),
             threads_prefill: self.threads.prefill.load(Relaxed),
-        }
+        };
+        let layout = *(counters.layout.lock()).unwrap_or_else(PoisonError::into_inner);
+        Gauges { load, layout }
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

@@ -97,7 +97,7 @@ async fn a_reader_who_stays_away_finds_a_paused_script() {
         "one ring and the one that is due, not 100: {}",
         burst.tokens()
     );
-    assert_eq!(engine.gauges().pauses, 1);
+    assert_eq!(engine.gauges().load.pauses, 1);
     let before = Instant::now();
     text_of(&mut stream).await;
     assert!(
@@ -125,9 +125,9 @@ async fn dropping_a_stream_frees_it_and_counts_a_client_gone() {
     let ledger = Arc::default();
     let engine = engine();
     let (stream, watch) = open(&engine, &request("scripted?pace=1s", 3), &ledger).await;
-    assert_eq!((engine.gauges().running, watch.open_streams()), (3, 1));
+    assert_eq!((engine.gauges().load.running, watch.open_streams()), (3, 1));
     drop(stream);
-    assert_eq!((engine.gauges().running, watch.open_streams()), (0, 0));
+    assert_eq!((engine.gauges().load.running, watch.open_streams()), (0, 0));
     assert_eq!(*ledger.0.lock().unwrap(), [Outcome::ClientGone]);
 }
 
@@ -153,7 +153,7 @@ async fn a_stalled_reader_is_cut_off_without_being_polled() {
         [Outcome::Stalled],
         "counted while nobody reads"
     );
-    assert_eq!(engine.gauges().running, 0, "and freed");
+    assert_eq!(engine.gauges().load.running, 0, "and freed");
     let (_, failure) = text_of(&mut stream).await;
     assert_eq!(
         failure.map(|f| f.kind),

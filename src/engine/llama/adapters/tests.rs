@@ -226,7 +226,7 @@ async fn adapters_come_and_go_while_streams_run() {
 
     // One is in the middle of its text when its adapter goes.
     let mut begun = engine.start(&ask("demo:a", &[])).await.unwrap();
-    until(|| engine.gauges().paused == 1).await;
+    until(|| engine.gauges().load.paused == 1).await;
     let weights = Arc::downgrade(&engine.adapters.known().loaded[0].weights);
     engine.remove_adapter("a").unwrap();
     let gone = failure(&engine, &ask("", &[("a", 1.0)])).await;

@@ -49,7 +49,7 @@ async fn who_closes_ranks_goes_on_with_the_same_text() {
         for request in &requests {
             alone.push(run(&engine, request).await.text);
         }
-        assert_eq!(engine.gauges().moves, 0);
+        assert_eq!(engine.gauges().load.moves, 0);
         let mut together = Vec::new();
         for request in &requests {
             let source = start(&engine, request).await;
@@ -59,7 +59,7 @@ async fn who_closes_ranks_goes_on_with_the_same_text() {
             assert_eq!(&task.await.unwrap().text, expected);
         }
         // One move makes three runs one: 5 goes between 1 and 3.
-        assert!(engine.gauges().moves >= 1, "{:?}", engine.gauges());
+        assert!(engine.gauges().load.moves >= 1, "{:?}", engine.gauges());
         engine.stop().await;
     }
 }
@@ -78,17 +78,17 @@ async fn who_takes_over_from_those_who_left_can_leave_too() {
         }
         let going_on = tokio::spawn(given(start(&engine, &stays).await));
         let last = tokio::spawn(given(start(&engine, &stream(6, 300)).await));
-        until(|| engine.gauges().running == 5).await;
+        until(|| engine.gauges().load.running == 5).await;
         // A hole in the middle; then whoever is there now.
         left.remove(1).abort();
-        until(|| engine.gauges().moves > moved || engine.gauges().running < 4).await;
+        until(|| engine.gauges().load.moves > moved || engine.gauges().load.running < 4).await;
         last.abort();
         left.remove(0).abort();
-        until(|| engine.gauges().running <= 2).await;
+        until(|| engine.gauges().load.running <= 2).await;
         assert_eq!(going_on.await.unwrap().text, alone);
         left.remove(0).abort();
-        until(|| engine.gauges().running == 0).await;
-        moved = engine.gauges().moves;
+        until(|| engine.gauges().load.running == 0).await;
+        moved = engine.gauges().load.moves;
     }
     assert!(moved >= 5, "{moved}");
     engine.stop().await;
@@ -103,13 +103,13 @@ async fn a_stalled_reader_makes_way_and_gets_its_text_unchanged() {
     let stalled = start(&engine, &slow).await;
     let last = start(&engine, &stream(4, 400)).await;
     let reading = [first, last].map(|source| tokio::spawn(given(source)));
-    until(|| engine.gauges().moves >= 1).await;
+    until(|| engine.gauges().load.moves >= 1).await;
     assert_eq!(given(stalled).await.text, alone);
     for task in reading {
         task.await.unwrap();
     }
-    until(|| engine.gauges().running == 0).await;
-    assert_eq!(engine.gauges().paused, 0);
+    until(|| engine.gauges().load.running == 0).await;
+    assert_eq!(engine.gauges().load.paused, 0);
     engine.stop().await;
 }
 
@@ -141,7 +141,7 @@ async fn who_is_set_aside_between_moves_comes_back_as_it_was() {
         for task in reading {
             task.await.unwrap();
         }
-        until(|| engine.gauges().running == 0).await;
+        until(|| engine.gauges().load.running == 0).await;
     }
     assert_eq!(engine.counters.parked.load(Relaxed), 0);
     engine.stop().await;
@@ -158,6 +158,6 @@ async fn in_a_pool_nobody_moves() {
     for task in together {
         task.await.unwrap();
     }
-    assert_eq!(engine.gauges().moves, 0);
+    assert_eq!(engine.gauges().load.moves, 0);
     engine.stop().await;
 }

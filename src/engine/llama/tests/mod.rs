@@ -158,13 +158,13 @@ pub(super) async fn until(reached: impl Fn() -> bool) {
 #[tokio::test]
 async fn a_unified_pool_of_the_default_size_lets_all_sequences_run_at_once() {
     let engine = engine(|settings| settings.kv_layout = KvLayout::Unified);
-    assert_eq!(engine.gauges().kv_capacity, 512);
+    assert_eq!(engine.gauges().load.kv_capacity, 512);
     let (first, second) = (once(), once());
     let mut first = engine.start(&first).await.unwrap();
     let mut second = engine.start(&second).await.unwrap();
     // Nobody reads: both fill their rings and pause, and neither waits.
-    until(|| engine.gauges().paused == 2).await;
-    assert_eq!(engine.gauges().waiting, 0);
+    until(|| engine.gauges().load.paused == 2).await;
+    assert_eq!(engine.gauges().load.waiting, 0);
     for started in [&mut first, &mut second] {
         end_of(started.sources.remove(0)).await.unwrap();
     }
@@ -177,13 +177,13 @@ async fn a_smaller_unified_pool_makes_requests_wait_for_cells_and_ends_them_all(
         settings.kv_layout = KvLayout::Unified;
         settings.kv_cells = NonZeroU32::new(256);
     });
-    assert_eq!(engine.gauges().kv_capacity, 256);
+    assert_eq!(engine.gauges().load.kv_capacity, 256);
     assert_eq!(engine.card().context, 256);
     let (first, second) = (once(), once());
     let mut first = engine.start(&first).await.unwrap();
     let mut second = engine.start(&second).await.unwrap();
-    until(|| engine.gauges().paused == 1).await;
-    assert_eq!(engine.gauges().waiting, 1);
+    until(|| engine.gauges().load.paused == 1).await;
+    assert_eq!(engine.gauges().load.waiting, 1);
     end_of(first.sources.remove(0)).await.unwrap();
     end_of(second.sources.remove(0)).await.unwrap();
     engine.stop().await;
@@ -226,7 +226,7 @@ async fn a_full_line_is_refused_before_anything_is_tokenized() {
     // Dropped sources cancel, whether they run or wait.
     held.clear();
     until(|| engine.counters.accepted.load(Relaxed) == 0).await;
-    assert_eq!(engine.gauges().running, 0);
+    assert_eq!(engine.gauges().load.running, 0);
     engine.stop().await;
 }
 
@@ -234,7 +234,7 @@ async fn a_full_line_is_refused_before_anything_is_tokenized() {
 async fn a_queue_deadline_ends_the_wait_and_an_endless_one_is_none() {
     let engine = engine(|settings| settings.parallel = 1);
     let _running = engine.start(&once()).await.unwrap();
-    until(|| engine.gauges().paused == 1).await;
+    until(|| engine.gauges().load.paused == 1).await;
     let mut patient = once();
     patient.deadlines.queue = Some(Duration::MAX);
     let _patient = engine.start(&patient).await.unwrap();
@@ -243,7 +243,7 @@ async fn a_queue_deadline_ends_the_wait_and_an_endless_one_is_none() {
     let mut hasty = engine.start(&hasty).await.unwrap();
     let failure = end_of(hasty.sources.remove(0)).await.unwrap_err();
     assert_eq!(failure.code, Some("queue_timeout"));
-    assert_eq!(engine.gauges().waiting, 1);
+    assert_eq!(engine.gauges().load.waiting, 1);
     engine.stop().await;
 }
 
@@ -306,7 +306,7 @@ async fn a_panic_of_the_engine_thread_ends_running_and_waiting_streams_with_an_e
     let (first, second) = (once(), once());
     let mut running = engine.start(&first).await.unwrap();
     let mut waiting = engine.start(&second).await.unwrap();
-    until(|| engine.gauges().paused == 1 && engine.gauges().waiting == 1).await;
+    until(|| engine.gauges().load.paused == 1 && engine.gauges().load.waiting == 1).await;
     engine.counters.panics.store(true, Relaxed);
     engine.thread.unpark();
     for started in [&mut running, &mut waiting] {

@@ -18,7 +18,7 @@ async fn a_stalled_reader_gives_its_place_to_who_waits_and_gets_its_text_unchang
     let slow = seeded(prompt(1, 100), 200);
     let alone = run(&engine, &slow).await.text;
     let stalled = engine.start(&slow).await.unwrap().sources.remove(0);
-    until(|| engine.gauges().paused == 1).await;
+    until(|| engine.gauges().load.paused == 1).await;
     // Somebody waits: no need to wait for the spill.
     let other = run(&engine, &seeded(prompt(2, 100), 50)).await;
     assert!(!other.text.is_empty());
@@ -34,7 +34,7 @@ async fn who_is_paused_for_long_is_set_aside_though_nobody_waits() {
     let slow = seeded(prompt(1, 100), 200);
     let alone = run(&engine, &slow).await.text;
     let stalled = engine.start(&slow).await.unwrap().sources.remove(0);
-    until(|| engine.counters.parked.load(Relaxed) == 1 && engine.gauges().running == 0).await;
+    until(|| engine.counters.parked.load(Relaxed) == 1 && engine.gauges().load.running == 0).await;
     assert_eq!(given(stalled).await.text, alone);
     engine.stop().await;
 }
@@ -73,7 +73,7 @@ async fn an_interactive_request_does_not_wait_for_a_background_one() {
     let alone = run(&engine, &long).await.text;
     long.class = Class::Background;
     let mut background = tokio::spawn(given(engine.start(&long).await.unwrap().sources.remove(0)));
-    until(|| engine.gauges().kv_used > 100).await;
+    until(|| engine.gauges().load.kv_used > 100).await;
     let mut urgent = seeded(prompt(2, 10), 4);
     urgent.class = Class::Interactive;
     let urgent = run(&engine, &urgent);

@@ -78,7 +78,7 @@ async fn a_panic_while_sampling_ends_that_stream_alone() {
     let expected = texts(&engine).await;
     let broken = seeded(prompt(9, 20), 400);
     let mut broken = engine.start(&broken).await.unwrap();
-    until(|| engine.gauges().running == 1).await;
+    until(|| engine.gauges().load.running == 1).await;
     engine.counters.sampling_panics.store(true, Relaxed);
     let failure = end_of(broken.sources.remove(0)).await.unwrap_err();
     assert_eq!(failure.kind, Kind::Internal);
@@ -99,11 +99,11 @@ async fn who_leaves_while_its_row_is_out_leaves_nothing_behind() {
         for request in requests() {
             started.push(engine.start(&request).await.unwrap());
         }
-        until(|| engine.gauges().running > 2).await;
+        until(|| engine.gauges().load.running > 2).await;
         drop(started);
         until(|| engine.counters.accepted.load(Relaxed) == 0).await;
     }
-    assert_eq!(engine.gauges().running, 0);
+    assert_eq!(engine.gauges().load.running, 0);
     assert_eq!(texts(&engine).await.len(), STREAMS as usize);
     engine.stop().await;
 }

@@ -180,8 +180,8 @@ async fn every_way_of_sampling_gives_the_same_with_drafts_and_without() {
             drafting.counters.accepted_drafts.load(Relaxed),
         );
         assert!(0 < right && right < drafted, "{right} of {drafted}");
-        assert_eq!(drafting.gauges().drafted, drafted);
-        assert_eq!(drafting.gauges().accepted_drafts, right);
+        assert_eq!(drafting.gauges().load.drafted, drafted);
+        assert_eq!(drafting.gauges().load.accepted_drafts, right);
         assert_eq!(plain.counters.drafted.load(Relaxed), 0);
         for engine in [drafting, plain] {
             engine.stop().await;
