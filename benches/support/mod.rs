@@ -31,6 +31,7 @@ pub(crate) fn engine(weights: &Weights, settings: &Settings) -> Arc<LlamaEngine>
 /// matter. They are read as a server would, each into text.
 pub(crate) fn decode_rate(engine: &LlamaEngine, request: &Request) -> f64 {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .expect("a runtime");
     runtime.block_on(async {

@@ -109,6 +109,9 @@ impl Config {
             if let Some(message) = settings.chat_template.as_deref().and_then(unreadable) {
                 found.push((at("chat_template"), message));
             }
+            if let Some(message) = settings.draft_model.as_deref().and_then(unreadable) {
+                found.push((at("draft_model"), message));
+            }
             for (number, adapter) in settings.adapters.iter().enumerate() {
                 if let Some(message) = unreadable(&adapter.path) {
                     let mut place = at("adapters");

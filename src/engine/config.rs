@@ -149,6 +149,8 @@ pub struct Settings {
     pub pause_spill: Duration,
     /// Where tokens come from that are computed on a guess beside the next one.
     pub speculation: Speculation,
+    /// A small GGUF of the same vocabulary that guesses where nothing was found; absent goes without.
+    pub draft_model: Option<PathBuf>,
     /// The same text for the same seed, whoever else is served and whatever is cached: split layout, K/V
     /// in bf16, one prompt per call, no drafts.
     pub deterministic: bool,
@@ -236,6 +238,7 @@ impl Default for Settings {
             park_memory: ByteSize::gib(1),
             pause_spill: Duration::from_secs(5),
             speculation: Speculation::default(),
+            draft_model: None,
             deterministic: false,
             context_shift: false,
             _prefill_chunk: None,
@@ -337,6 +340,9 @@ pub enum ModelError {
     /// Cells that others use are nobody's to leave out.
     #[error("context_shift = true goes with kv_layout = \"split\" or \"auto\" only")]
     ShiftInPool,
+    /// The setting would do nothing.
+    #[error("draft_model makes guesses, and {0} allows none")]
+    DraftForNothing(&'static str),
     /// llama.cpp refuses such a context.
     #[error("a quantized kv_type_v needs flash attention, which is off")]
     QuantizedWithoutFlash,
@@ -439,6 +445,14 @@ impl Settings {
         let stable = |kind| matches!(kind, KvType::F16 | KvType::Bf16);
         if self.deterministic && !(stable(self.kv_type_k) && stable(self.kv_type_v)) {
             return Err(ModelError::DeterministicTypes);
+        }
+        if self.draft_model.is_some() {
+            if self.deterministic {
+                return Err(ModelError::DraftForNothing("deterministic = true"));
+            }
+            if self.speculation == Speculation::Off {
+                return Err(ModelError::DraftForNothing("speculation = \"off\""));
+            }
         }
         let quantized = matches!(self.kv_type_v, KvType::Q8_0 | KvType::Q4_0);
         if quantized && self.flash_attention == FlashAttention::Off {
@@ -735,6 +749,8 @@ mod tests {
             "[sampling.mirostat]\ntau = -1\neta = 0.1",
             "[sampling.dry]\nmultiplier = 1\nbase = 0.5",
             "kv_cells = 4096",
+            "draft_model = 'small.gguf'\nspeculation = 'off'",
+            "draft_model = 'small.gguf'\ndeterministic = true",
             "kv_layout = 'unified'\ncontext = 4096\nkv_cells = 2048",
             "threads = 513",
             "threads_prefill = 513",

@@ -6,10 +6,13 @@ use super::ffi::LlamaError;
 use super::plan::{Plan, Row};
 use super::sampling::pool::{Work, emit};
 use super::sequence::{GRID, Sequence, count};
+#[cfg(test)]
+use super::speculate::Costs;
+use super::speculate::{Chance, Speculation, Wanted};
 use super::threads::Phase;
 use super::worker::{Slot as Held, Worker};
 use crate::engine::ring::End;
-use crate::generation::{Failure, Finish, Kind, clock};
+use crate::generation::{Failure, Finish, Kind, chain, clock};
 
 /// Calls that may fail one after the other before the engine gives itself up: its context is not to be
 /// trusted any more, and a new one serves everybody better.
@@ -52,12 +55,14 @@ impl Worker {
         let took_us = clock::micros().saturating_sub(began_us);
         match done {
             Ok(()) => {
-                self.rates.decoded(took_us);
+                // Drafts are a part of what a step of decoding takes.
+                let drafts_us = std::mem::take(&mut self.drafts_us);
+                self.rates.decoded(took_us + drafts_us);
                 self.row_ns = took_us.saturating_mul(1000) / (self.batch.len() as u64).max(1);
                 self.costs.measured(self.batch.len(), took_us);
                 let ids = self.rows.iter().map(|&(id, _)| id);
                 self.dense.measured(ids, took_us);
-                self.planner.decoded(plan, took_us);
+                self.planner.decoded(plan, took_us + drafts_us);
                 let at = clock::micros();
                 self.share_rows(at);
                 let rows = self.rows.len();
@@ -79,7 +84,11 @@ impl Worker {
         }
         #[cfg(test)]
         if self.setup.counters.drafts_always.load(Relaxed) {
-            self.costs = super::speculate::Costs::free();
+            self.costs = Costs::free();
+            if let Some(model) = &mut self.setup.draft_model {
+                model.always = true;
+                model.fails = self.setup.counters.draft_model_fails.load(Relaxed);
+            }
         }
         let decodes = |sequence: &Sequence| {
             let has_begun = !sequence.is_in_prefill() && !sequence.generated.is_empty();
@@ -88,7 +97,13 @@ impl Worker {
         let running = self.slots.iter().filter_map(Held::sequence);
         let streams = running.filter(|sequence| decodes(sequence)).count();
         let mut rows = streams;
-        for sequence in self.slots.iter_mut().filter_map(Held::sequence_mut) {
+        let model = self.setup.draft_model.as_ref();
+        let model = model.map(|model| (model, model.price(streams), self.costs.each(streams)));
+        self.wanted.clear();
+        for (id, slot) in (0..).zip(&mut self.slots) {
+            let Some(sequence) = slot.sequence_mut() else {
+                continue;
+            };
             sequence.drafts.clear();
             // Each row may yield a token, which must find room, and be within what was asked for.
             let left = sequence.job.budget.saturating_sub(sequence.generated_len());
@@ -97,17 +112,52 @@ impl Worker {
             if !decodes(sequence) || most < 2 {
                 continue;
             }
-            let speculation = sequence.speculation.get_or_insert_default();
-            speculation.draft(
+            let suited = model.filter(|(model, _, own_us)| model.suits(id, sequence, *own_us));
+            let chance = Chance {
+                most: most - 1,
+                rows,
+                streams,
+                costs: &self.costs,
+                model: suited.map(|(_, price, _)| price),
+            };
+            let speculation = sequence
+                .speculation
+                .get_or_insert_with(|| Box::new(Speculation::new(&self.costs)));
+            let wanted = speculation.draft(
                 &sequence.job.prompt,
                 &sequence.generated,
-                most - 1,
-                (rows, streams),
-                &self.costs,
+                sequence.job.sampler.guide_mut(),
+                &chance,
                 &mut sequence.drafts,
             );
             rows += sequence.drafts.len();
+            if let Some(most) = wanted {
+                rows += usize::from(most);
+                self.wanted.push(Wanted { id, most });
+            }
         }
+        self.ask_draft_model();
+    }
+
+    fn ask_draft_model(&mut self) {
+        let Some(model) = &mut self.setup.draft_model else {
+            return;
+        };
+        if self.wanted.is_empty() {
+            return;
+        }
+        let began_us = clock::micros();
+        if let Err(error) = model.draft(&self.wanted, &mut self.slots) {
+            // It only guesses: the streams go on without.
+            if !matches!(error, LlamaError::Aborted) {
+                tracing::error!(
+                    error = chain(&error),
+                    "the draft model fails, and is not used any more"
+                );
+            }
+            self.setup.draft_model = None;
+        }
+        self.drafts_us = clock::micros().saturating_sub(began_us);
     }
 
     /// The planned chunk of prompts; false if there was none.
@@ -291,6 +341,7 @@ impl Worker {
             slots,
             scratch,
             top,
+            costs,
             ..
         } = self;
         let sequence = slots.get_mut(id as usize)?.sequence_mut()?;
@@ -323,7 +374,7 @@ impl Worker {
             counters.drafted.fetch_add(drafts.len() as u64, Relaxed);
             counters.accepted_drafts.fetch_add(right as u64, Relaxed);
             if let Some(speculation) = &mut sequence.speculation {
-                speculation.verified(drafts.len(), right);
+                speculation.verified(costs, drafts.len(), right);
             }
             drafts.clear();
         }

@@ -50,6 +50,9 @@ pub(super) struct Counters {
     /// A test asks for drafts wherever there is a match.
     #[cfg(test)]
     pub(super) drafts_always: std::sync::atomic::AtomicBool,
+    /// A test asks the draft model to fail.
+    #[cfg(test)]
+    pub(super) draft_model_fails: std::sync::atomic::AtomicBool,
     /// A test asks the engine thread to panic.
     #[cfg(test)]
     pub(super) panics: std::sync::atomic::AtomicBool,

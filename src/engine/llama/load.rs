@@ -25,6 +25,7 @@ pub use super::load_error::LoadError;
 use super::pages::IdleCells;
 use super::prefix::{self, DiskLimits, Root, Store};
 use super::sampling::pool::{self, Pool};
+use super::speculate::{self, DraftError, DraftModel, no_draft};
 use super::template::ChatTemplate;
 use super::vectors::{self, Vectors};
 use super::vocab::Vocabulary;
@@ -74,6 +75,7 @@ pub(super) fn load(
         let added = adapters.add(adapter);
         added.map_err(|source| unusable(adapter, source))?;
     }
+    let draft = speculate::load(settings, process, loading, &vocabulary)?;
     let params = context_params(settings, &model);
     let plan = vectors::Plan::new(settings, &summary.vectors, &params, &model);
     let (embedder, vectors) = embedder(plan, summary.vectors.rank_template.clone());
@@ -85,6 +87,7 @@ pub(super) fn load(
         &model,
         &model_id,
         &vocabulary,
+        draft,
         metrics,
         vectors,
     )?;
@@ -180,6 +183,9 @@ pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError>
     let configured = configured_template(settings)?;
     let source = configured.as_deref().or(summary.chat_template.as_deref());
     ChatTemplate::new(source, "", "").map_err(LoadError::Template)?;
+    if let Some(path) = &settings.draft_model {
+        inspect(path, &Settings::default()).map_err(|source| no_draft(path, source))?;
+    }
     for adapter in &settings.adapters {
         let fits = adapters::check(&adapter.path, &summary.base);
         fits.map_err(|source| unusable(adapter, source))?;
@@ -297,6 +303,7 @@ fn start(
     model: &Arc<LlamaModel>,
     model_id: &[u8],
     vocabulary: &Vocabulary,
+    draft: Option<Arc<LlamaModel>>,
     metrics: &Arc<ModelMetrics>,
     vectors: Option<VectorWork>,
 ) -> Result<Running, LoadError> {
@@ -340,6 +347,8 @@ fn start(
     let samplers = (settings.sampler_threads).unwrap_or_else(pool::automatic);
     let pool = Pool::start(name, samplers, vocabulary.len());
     let speculates = settings.speculation == Speculation::Lookup && !deterministic;
+    let draft = draft.zip(settings.draft_model.clone());
+    let tokens = vocabulary.len();
     let mut crew = Crew::new(params.threads, params.threads_prefill, threads.clone());
     let shared = (counters.clone(), stopping.clone(), cancelled.clone());
     let metrics = metrics.clone();
@@ -379,6 +388,25 @@ fn start(
             } else {
                 None
             };
+            let draft_model = draft.map(|(model, path)| {
+                let params = &maker.params;
+                let crew = Crew::new(params.threads, params.threads_prefill, Arc::default());
+                let (abort, max_step_us) = (maker.abort.clone(), maker.max_step_us);
+                let made = if matches!(made.kind, Kept::Blocks(_)) {
+                    DraftModel::new(model, params, crew, abort, tokens, max_step_us)
+                        .map_err(DraftError::from)
+                } else {
+                    Err(DraftError::Whole)
+                };
+                made.map_err(|source| no_draft(&path, source))
+            });
+            let draft_model = match draft_model.transpose() {
+                Ok(model) => model,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
             let mut setup = Setup {
                 vectors,
                 crew,
@@ -395,6 +423,7 @@ fn start(
                 pause_spill,
                 idle_cells,
                 speculates,
+                draft_model,
             };
             let _ = ready.send(Ok(()));
             while let Some(back) = worker::run(setup, made.context, made.limits) {

@@ -6,6 +6,7 @@ use super::adapters::AdapterError;
 use super::canary::CanaryError;
 use super::ffi::LlamaError;
 use super::gguf::GgufError;
+use super::speculate::DraftError;
 use crate::engine::isolated::ChildError;
 
 /// Why a model could not be loaded.
@@ -62,6 +63,14 @@ pub enum LoadError {
         name: String,
         /// Why.
         source: Box<AdapterError>,
+    },
+    /// The model cannot be drafted for as the settings say.
+    #[error("draft_model {path} cannot be used: {source}")]
+    Draft {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: DraftError,
     },
     /// The model's chat template does not parse.
     #[error("the chat template does not parse: {0}")]

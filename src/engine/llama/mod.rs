@@ -69,6 +69,7 @@ use crate::telemetry::{ModelLoad, ModelMetrics};
 pub use self::adapters::AdapterError;
 pub use self::gguf::GgufError;
 pub use self::load::{LoadError, Weights};
+pub use self::speculate::DraftError;
 
 /// The demo model, a GGUF of 4.7 MB; `demo/README.md` tells how it was made.
 pub const DEMO: &[u8] = include_bytes!("demo/sluicegate-demo-q8_0.gguf");

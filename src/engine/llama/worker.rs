@@ -43,7 +43,7 @@ use super::prefix::Key;
 use super::sampling::Scratch;
 use super::sampling::pool::Pool;
 use super::sequence::{GRID, Sequence, count};
-use super::speculate::Costs;
+use super::speculate::{Costs, DraftModel, Wanted};
 use super::vectors::Vectors;
 use crate::generation::{Failure, Kind, clock};
 use crate::telemetry::ModelMetrics;
@@ -84,11 +84,16 @@ pub(super) struct Setup {
     pub(super) idle_cells: IdleCells,
     /// Whether drafts are looked for.
     pub(super) speculates: bool,
+    /// The model that makes drafts, where there is one.
+    pub(super) draft_model: Option<DraftModel>,
 }
 
 /// Runs the engine on a context until it is told to stop, every handle is gone, or another layout of the
 /// KV cache would be better; then what it was set up with comes back.
-pub(super) fn run(setup: Setup, context: Context, limits: Limits) -> Option<Setup> {
+pub(super) fn run(mut setup: Setup, context: Context, limits: Limits) -> Option<Setup> {
+    if let Some(model) = &mut setup.draft_model {
+        model.forget_all();
+    }
     *(setup.counters.layout.lock()).unwrap_or_else(PoisonError::into_inner) = setup.layout.shown();
     let pages = Pages::new(if limits.pooled {
         u32::try_from(limits.cells / u64::from(GRID)).unwrap_or(u32::MAX)
@@ -107,6 +112,8 @@ pub(super) fn run(setup: Setup, context: Context, limits: Limits) -> Option<Setu
         rates: Rates::default(),
         costs: Costs::default(),
         dense: Dense::default(),
+        wanted: Vec::new(),
+        drafts_us: 0,
         row_ns: 0,
         rows: Vec::new(),
         scratch: Scratch::default(),
@@ -196,6 +203,9 @@ pub(super) struct Worker {
     pub(super) costs: Costs,
     /// How ids are kept together.
     pub(super) dense: Dense,
+    /// Who asks the draft model in this step, and what it took to answer, in microseconds.
+    pub(super) wanted: Vec<Wanted>,
+    pub(super) drafts_us: u64,
     /// Nanoseconds of one row of the last decode call; 0 before the first.
     pub(super) row_ns: u64,
     /// Ids of the rows of a call whose logits are wanted, with their first row.

@@ -53,10 +53,13 @@ impl Compiler {
     /// # Errors
     /// A sentence for the caller that says what is wrong, and where as far as that is known.
     pub fn compile(&self, grammar: &Grammar) -> Result<Guide, String> {
+        let mut foresees = false;
         let grammar = match grammar {
             Grammar::JsonObject => from_schema(json!({"type": "object"}), true),
             Grammar::JsonSchema { schema, strict } => {
-                from_schema(schema::read(schema, *strict)?, *strict)
+                let schema = schema::read(schema, *strict)?;
+                foresees = schema::forces_little(&schema);
+                from_schema(schema, *strict)
             }
             Grammar::Regex(regex) => GrammarWithLexer::from_regex(regex),
             Grammar::Lark(lark) => from_lark(lark.clone())?,
@@ -66,7 +69,7 @@ impl Compiler {
             .factory
             .create_parser(TopLevelGrammar::from_grammar(grammar));
         let parser = parser.map_err(|error| refusal(&error.to_string()))?;
-        let mut guide = Guide::new(Matcher::new(Ok(parser)));
+        let mut guide = Guide::new(Matcher::new(Ok(parser)), foresees);
         // The first step is the dearest: taken here, it is kept with the rest.
         guide.mask().map_err(|error| refusal(&error.to_string()))?;
         Ok(guide)

@@ -16,13 +16,20 @@ use crate::generation::{Failure, Kind};
 pub struct Guide {
     matcher: Matcher,
     mask: SimpleVob,
+    /// Whether it may be asked what is forced.
+    foresees: bool,
 }
 
+/// What comes behind a string, likeliest first where several can.
+const BEHIND_STRING: [u8; 4] = *b":,}]";
+
 impl Guide {
-    pub(super) fn new(matcher: Matcher) -> Self {
+    /// `foresees` is whether what the grammar forces is never long: all of it is followed at once.
+    pub(super) fn new(matcher: Matcher, foresees: bool) -> Self {
         Self {
             matcher,
             mask: SimpleVob::new(),
+            foresees,
         }
     }
 
@@ -30,7 +37,7 @@ impl Guide {
     /// behind a lock, which an error in one of them poisons for all.)
     #[must_use]
     pub fn copy(&self) -> Self {
-        Self::new(self.matcher.deep_clone())
+        Self::new(self.matcher.deep_clone(), self.foresees)
     }
 
     /// The tokens that may come next, one bit each: token `t` is bit `t % 32` of word `t / 32`.
@@ -45,6 +52,33 @@ impl Guide {
             }
             Err(error) => Err(GuideError(plain(&error.to_string()))),
         }
+    }
+
+    /// Appends at most `most` tokens that say what can only come next, like the rest of a key. They are a
+    /// guess: the text is forced, but not how it is cut into tokens. What may come next stays the same.
+    pub fn foresee(&mut self, most: usize, out: &mut Vec<u32>) {
+        if !self.foresees {
+            return;
+        }
+        let mut text = self.matcher.compute_ff_bytes();
+        let Ok(environment) = self.matcher.tok_env() else {
+            return;
+        };
+        let mut tokens = environment.tok_trie().greedy_tokenize(&text);
+        if text.ends_with(b"\"") {
+            // Vocabularies have tokens for a string's end with what comes behind it.
+            for behind in BEHIND_STRING {
+                text.push(behind);
+                let more = environment.tok_trie().greedy_tokenize(&text);
+                if (self.matcher.validate_tokens(&more)).is_ok_and(|right| right == more.len()) {
+                    tokens = more;
+                    break;
+                }
+                text.pop();
+            }
+        }
+        tokens.truncate(most);
+        out.append(&mut tokens);
     }
 
     /// Notes the token that was chosen; it must be one that the mask allows.

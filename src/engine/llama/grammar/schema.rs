@@ -47,6 +47,26 @@ pub(super) fn read(text: &str, strict: bool) -> Result<Value, String> {
     Ok(schema)
 }
 
+/// Longest text in a schema that forces little, in bytes.
+const LITTLE: usize = 200;
+
+/// Whether no more than a short text is ever forced at once: white space may come between the parts of a
+/// JSON text, so that it is the rest of a key or of a value that the schema spells out. A pattern can
+/// force a text far longer than itself.
+pub(super) fn forces_little(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => fields.iter().all(|(key, value)| match key.as_str() {
+            "description" | "title" | "$comment" if value.is_string() => true,
+            "pattern" | "patternProperties" | "x-guidance" => false,
+            key => key.len() <= LITTLE && forces_little(value),
+        }),
+        Value::Array(items) => items.iter().all(forces_little),
+        Value::String(text) => text.len() <= LITTLE,
+        Value::Number(number) => number.to_string().len() <= LITTLE,
+        Value::Null | Value::Bool(_) => true,
+    }
+}
+
 /// Where a value is in the schema: the keys on the way to it.
 struct Place<'a>(Vec<Step<'a>>);
 

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+mod ahead;
+
 use super::*;
 use crate::engine::llama::sampling::{Sampler, Scratch};
 use crate::generation::{Mirostat, Sampling};

@@ -163,6 +163,11 @@ impl Sampler {
         self.guide = Some(Box::new(guide));
     }
 
+    /// What the text must match, if anything.
+    pub(super) fn guide_mut(&mut self) -> Option<&mut Guide> {
+        self.guide.as_deref_mut()
+    }
+
     /// Whether the text is whole by its grammar, so that nothing can follow.
     #[must_use]
     pub fn is_complete(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Decisions over simulated sequences: acceptances by a fixed rate, costs by a formula.
 
-use super::worth::{Costs, MOST, Worth};
+use super::worth::{Costs, MOST, Origin, Worth};
 
 /// Microseconds of a call.
 type Price = fn(f64) -> f64;
@@ -42,7 +42,7 @@ fn simulate(
     (rate, matched): (f64, f64),
 ) -> Outcome {
     let (mut costs, mut seed) = (Costs::default(), 9);
-    let mut worths = vec![Worth::default(); streams];
+    let mut worths = vec![Worth::new(&costs); streams];
     let (mut time, mut given, mut drafted) = (0.0, 0u32, 0u32);
     let wanted = tokens * u32::try_from(streams).unwrap();
     while given < wanted {
@@ -51,7 +51,7 @@ fn simulate(
         for worth in &mut worths {
             let has_match = random(&mut seed) < matched;
             let drafts = if has_match {
-                worth.choose(&costs, length, MOST, rows, streams)
+                worth.choose(&costs, Origin::of_match(length), MOST, rows, streams)
             } else {
                 0
             };
@@ -67,7 +67,7 @@ fn simulate(
                 right += 1;
             }
             if drafts > 0 {
-                worth.verified(drafts.into(), right.into());
+                worth.verified(&mut costs, drafts.into(), right.into());
             }
             drafted += u32::from(drafts);
             given += 1 + u32::from(right);
@@ -121,17 +121,17 @@ fn a_sequence_that_begins_to_copy_is_noticed() {
             microseconds(CPU(f64::from(u32::try_from(rows).unwrap()))),
         );
     }
-    let mut worth = Worth::default();
+    let mut worth = Worth::new(&costs);
     for _ in 0..50 {
-        let drafts = worth.choose(&costs, 20, MOST, 1, 1);
-        worth.verified(drafts.into(), 0);
+        let drafts = worth.choose(&costs, Origin::Long, MOST, 1, 1);
+        worth.verified(&mut costs, drafts.into(), 0);
     }
-    assert_eq!(worth.choose(&costs, 20, MOST, 1, 1), 0);
+    assert_eq!(worth.choose(&costs, Origin::Long, MOST, 1, 1), 0);
     let needed = (0..4000)
         .position(|_| {
-            let drafts = worth.choose(&costs, 20, MOST, 1, 1);
+            let drafts = worth.choose(&costs, Origin::Long, MOST, 1, 1);
             if drafts > 0 {
-                worth.verified(drafts.into(), drafts.into());
+                worth.verified(&mut costs, drafts.into(), drafts.into());
             }
             drafts > 3
         })
@@ -141,13 +141,13 @@ fn a_sequence_that_begins_to_copy_is_noticed() {
 
 #[test]
 fn drafts_keep_within_their_room_and_wait_for_the_first_measurement() {
-    let mut worth = Worth::default();
     let mut costs = Costs::default();
-    assert_eq!(worth.choose(&costs, 20, MOST, 1, 1), 0);
+    let mut worth = Worth::new(&costs);
+    assert_eq!(worth.choose(&costs, Origin::Long, MOST, 1, 1), 0);
     costs.measured(1, 1000);
-    assert_eq!(worth.choose(&costs, 20, 0, 1, 1), 0);
-    assert_eq!(worth.choose(&costs, 20, 2, 1, 1), 2);
-    assert!((8..=MOST).contains(&worth.choose(&costs, 20, u16::MAX, 1, 1)));
+    assert_eq!(worth.choose(&costs, Origin::Long, 0, 1, 1), 0);
+    assert_eq!(worth.choose(&costs, Origin::Long, 2, 1, 1), 2);
+    assert!((8..=MOST).contains(&worth.choose(&costs, Origin::Long, u16::MAX, 1, 1)));
 }
 
 #[test]
@@ -155,7 +155,53 @@ fn costs_of_any_number_of_rows_are_taken() {
     let mut costs = Costs::default();
     for rows in [0, 1, 17, 31, 32, 63, 64, 500, 8192, usize::MAX] {
         costs.measured(rows, 1000);
-        let mut worth = Worth::default();
-        assert!(worth.choose(&costs, 20, MOST, rows.min(8192), 1) <= MOST);
+        let mut worth = Worth::new(&costs);
+        assert!(worth.choose(&costs, Origin::Long, MOST, rows.min(8192), 1) <= MOST);
     }
+}
+
+#[test]
+fn what_drafts_cost_to_make_counts_and_how_they_fare_is_known_to_those_who_begin() {
+    let mut costs = Costs::default();
+    for rows in 1..=16 {
+        costs.measured(
+            rows,
+            microseconds(GPU(f64::from(u32::try_from(rows).unwrap()))),
+        );
+    }
+    let chosen = |costs: &Costs, us| Worth::new(costs).choose(costs, Origin::Model(us), MOST, 1, 1);
+    let (cheap, dear) = (chosen(&costs, 20.0), chosen(&costs, 300.0));
+    assert!(dear > 0 && dear < cheap, "{dear} {cheap}");
+    assert_eq!(chosen(&costs, 1000.0), 0, "as dear as a token of its own");
+    // Sequences of a few tokens learn little themselves, and all together enough.
+    for _ in 0..100 {
+        let mut worth = Worth::new(&costs);
+        let drafts = worth.choose(&costs, Origin::Model(300.0), MOST, 1, 1);
+        worth.verified(&mut costs, drafts.max(1).into(), 0);
+    }
+    assert_eq!(chosen(&costs, 300.0), 0);
+    for _ in 0..100 {
+        let mut worth = Worth::new(&costs);
+        worth.choose(&costs, Origin::Model(300.0), MOST, 1, 1);
+        worth.verified(&mut costs, 3, 3);
+    }
+    assert!(chosen(&costs, 300.0) > dear);
+}
+
+#[test]
+fn what_would_not_pay_if_it_were_right_is_not_even_tried() {
+    let mut costs = Costs::default();
+    for rows in 1..=60 {
+        // As measured on a CPU with kernels for eight rows.
+        let us = if rows <= 8 {
+            13_500
+        } else {
+            6000 + 1700 * rows as u64
+        };
+        costs.measured(rows, us);
+    }
+    let mut worth = Worth::new(&costs);
+    let tried = (0..1000).map(|_| worth.choose(&costs, Origin::Forced, MOST, 8, 8));
+    assert_eq!(tried.max(), Some(0));
+    assert!(worth.choose(&costs, Origin::Long, MOST, 1, 1) > 0);
 }

@@ -25,16 +25,20 @@ const FORGET: u32 = 4096;
 /// How far a new measurement moves a cost, and a new trial a rate.
 const COST_STEP: f32 = 0.25;
 const RATE_STEP: f32 = 1.0 / 16.0;
+const COMMON_RATE_STEP: f32 = 1.0 / 64.0;
 
-/// Calls between two single drafts of a kind that does not pay, as a bound below and above.
+/// Calls between two single drafts of a kind that does not pay but could, as a bound below and above.
 const FIRST_PAUSE: u16 = 32;
 const LONGEST_PAUSE: u16 = 2048;
 
-/// What decode calls cost by their rows, in microseconds, as measured lately.
+/// What decode calls cost by their rows, in microseconds, as measured lately; and how often drafts were
+/// right whose origin is the same for all sequences, for those that begin.
 #[derive(Clone, Debug)]
 pub(crate) struct Costs {
     measured: [Cost; BUCKETS],
     calls: u32,
+    forced: f32,
+    model: f32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +54,8 @@ impl Default for Costs {
         Self {
             measured: [Cost::default(); BUCKETS],
             calls: FORGET,
+            forced: 0.8,
+            model: 0.7,
         }
     }
 }
@@ -79,13 +85,13 @@ impl Costs {
         let (us, rows, call) = (1000.0, f32::MAX, FORGET);
         Self {
             measured: [Cost { us, rows, call }; BUCKETS],
-            calls: FORGET,
+            ..Self::default()
         }
     }
 
     /// What a call of so many rows costs, in microseconds; between what was measured in proportion.
     /// `None` before anything was.
-    fn of(&self, rows: usize) -> Option<f32> {
+    pub(super) fn of(&self, rows: usize) -> Option<f32> {
         let at = bucket(rows);
         let below = (0..=at).rev().find_map(|at| self.known(at));
         let above = (at..BUCKETS).find_map(|at| self.known(at));
@@ -101,6 +107,11 @@ impl Costs {
             }
             (None, None) => return None,
         })
+    }
+
+    /// What a token of each of so many streams costs without drafts; 0 before anything was measured.
+    pub(crate) fn each(&self, streams: usize) -> f32 {
+        self.of(streams).unwrap_or(0.0) / number(streams.max(1) as u64)
     }
 
     fn known(&self, at: usize) -> Option<Cost> {
@@ -136,18 +147,47 @@ struct Kind {
     left: u16,
 }
 
-/// How drafts have fared in one sequence. Those after a long match are a kind of their own: in plain
-/// text matches are short and mostly chance, and what is copied has soon a long one.
+/// Where drafts come from. Each origin has a rate of its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Origin {
+    /// A short match: in plain text mostly chance.
+    Short,
+    /// A long match: what is copied has soon one.
+    Long,
+    /// A grammar that leaves no choice of text, though one of tokens.
+    Forced,
+    /// A draft model, at so many microseconds a draft.
+    Model(f32),
+}
+
+impl Origin {
+    /// A match of `length` tokens.
+    pub(crate) fn of_match(length: usize) -> Self {
+        if length >= LONG {
+            Self::Long
+        } else {
+            Self::Short
+        }
+    }
+}
+
+/// Tokens of a long match.
+const LONG: usize = 8;
+
+/// How drafts have fared in one sequence.
 #[derive(Clone, Debug)]
 pub(crate) struct Worth {
     short: Kind,
     long: Kind,
+    forced: Kind,
+    model: Kind,
     /// The kind of the drafts under way.
-    is_long: bool,
+    origin: Origin,
 }
 
-impl Default for Worth {
-    fn default() -> Self {
+impl Worth {
+    /// That of a sequence that begins.
+    pub(crate) fn new(costs: &Costs) -> Self {
         let kind = |rate| Kind {
             rate,
             pause: FIRST_PAUSE,
@@ -156,44 +196,49 @@ impl Default for Worth {
         Self {
             short: kind(0.4),
             long: kind(0.95),
-            is_long: false,
+            forced: kind(costs.forced),
+            model: kind(costs.model),
+            origin: Origin::Short,
         }
     }
-}
 
-/// Tokens of a long match.
-const LONG: usize = 8;
-
-impl Worth {
-    /// How many drafts to put into the next call, after a match of `length` tokens: at most `most`,
-    /// beside `rows` rows for `streams` streams that are in it already.
+    /// How many drafts of this origin to put into the next call: at most `most`, beside `rows` rows for
+    /// `streams` streams that are in it already.
     pub(crate) fn choose(
         &mut self,
         costs: &Costs,
-        length: usize,
+        origin: Origin,
         most: u16,
         rows: usize,
         streams: usize,
     ) -> u16 {
-        self.is_long = length >= LONG;
+        self.origin = origin;
         let Some(base) = costs.of(rows).filter(|_| most > 0) else {
             return 0;
+        };
+        let each = match origin {
+            Origin::Model(us) => us,
+            Origin::Short | Origin::Long | Origin::Forced => 0.0,
         };
         let kind = self.kind();
         // What a token costs where there are no drafts.
         let token = costs.of(streams).unwrap_or(base) / number(streams.max(1) as u64);
         let (mut best, mut best_gain) = (0, 0.0);
+        // Whether any would pay if they were all right.
+        let mut can_pay = false;
         let (mut chance, mut tokens) = (1.0, 0.0);
         for drafts in 1..=most.min(MOST) {
             chance *= kind.rate;
             tokens += chance;
             let cost = costs.of(rows + usize::from(drafts)).unwrap_or(f32::MAX) - base;
-            let gain = tokens * token - cost.max(0.0) * MARGIN;
+            let cost = cost.max(0.0) + each * f32::from(drafts);
+            let gain = tokens * token - cost * MARGIN;
+            can_pay |= f32::from(drafts) * token > cost * MARGIN;
             if gain > best_gain {
                 (best, best_gain) = (drafts, gain);
             }
         }
-        if best == 0 {
+        if best == 0 && can_pay {
             if kind.left > 0 {
                 kind.left -= 1;
             } else {
@@ -205,14 +250,17 @@ impl Worth {
     }
 
     /// Takes in how many of the drafts were right.
-    pub(crate) fn verified(&mut self, drafts: usize, right: usize) {
+    pub(crate) fn verified(&mut self, costs: &mut Costs, drafts: usize, right: usize) {
+        let common = match self.origin {
+            Origin::Short | Origin::Long => None,
+            Origin::Forced => Some(&mut costs.forced),
+            Origin::Model(_) => Some(&mut costs.model),
+        };
+        if let Some(rate) = common {
+            learn(rate, drafts, right, COMMON_RATE_STEP);
+        }
         let kind = self.kind();
-        for _ in 0..right.min(drafts) {
-            kind.rate += (1.0 - kind.rate) * RATE_STEP;
-        }
-        if right < drafts {
-            kind.rate -= kind.rate * RATE_STEP;
-        }
+        learn(&mut kind.rate, drafts, right, RATE_STEP);
         kind.pause = if right == 0 {
             (kind.pause * 2).min(LONGEST_PAUSE)
         } else {
@@ -222,10 +270,21 @@ impl Worth {
     }
 
     fn kind(&mut self) -> &mut Kind {
-        if self.is_long {
-            &mut self.long
-        } else {
-            &mut self.short
+        match self.origin {
+            Origin::Short => &mut self.short,
+            Origin::Long => &mut self.long,
+            Origin::Forced => &mut self.forced,
+            Origin::Model(_) => &mut self.model,
         }
+    }
+}
+
+/// Moves a rate towards what was seen: `right` drafts, and a wrong one unless those were all.
+fn learn(rate: &mut f32, drafts: usize, right: usize, step: f32) {
+    for _ in 0..right.min(drafts) {
+        *rate += (1.0 - *rate) * step;
+    }
+    if right < drafts {
+        *rate -= *rate * step;
     }
 }

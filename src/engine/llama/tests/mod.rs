@@ -1,6 +1,7 @@
 //! The engine with the built-in model: admission, the unified pool, and how places come back.
 
 mod dense;
+mod draft_model;
 mod prefixes;
 mod pressure;
 mod sampling;

@@ -23,14 +23,14 @@ type Bits = (u32, u32, Vec<(u32, u32)>);
 
 /// All that a reader sees of one choice.
 #[derive(Clone, Debug, PartialEq)]
-struct Seen {
+pub(super) struct Seen {
     text: String,
     /// Tokens with their log-probability and the likeliest beside them, as bits.
     scored: Vec<Bits>,
-    reason: Finish,
+    pub(super) reason: Finish,
 }
 
-async fn seen(mut source: Box<dyn Source>) -> Seen {
+pub(super) async fn seen(mut source: Box<dyn Source>) -> Seen {
     let (mut burst, mut text, mut scored) = (Burst::new(), String::new(), Vec::new());
     loop {
         burst.clear();
@@ -64,7 +64,7 @@ async fn seen(mut source: Box<dyn Source>) -> Seen {
 
 /// A request whose answer is made of a handful of tokens, so that it comes across the same three ones
 /// again and again, mostly followed by something else.
-fn babble(seed: u64) -> Request {
+pub(super) fn babble(seed: u64) -> Request {
     let mut request = seeded(prompt(1, 60), 150);
     request.sampling.seed = Some(seed);
     request.sampling.logit_bias = (0..4).map(|at| (400 + at * 9, 60.0)).collect();
@@ -186,6 +186,81 @@ async fn every_way_of_sampling_gives_the_same_with_drafts_and_without() {
         for engine in [drafting, plain] {
             engine.stop().await;
         }
+    }
+}
+
+const PERSON: &str = r#"{"type":"object","properties":{
+    "identifier":{"type":"integer","minimum":0,"maximum":99},
+    "description":{"type":"string","maxLength":12},
+    "availability":{"enum":["sometimes available","never available"]},
+    "coordinates":{"type":"array","items":{"type":"boolean"},"minItems":2,"maxItems":2}},
+    "required":["identifier","description","availability","coordinates"],"additionalProperties":false}"#;
+
+/// A request whose answer a schema spells out for the most part.
+pub(super) fn spelled(schema: &str, temperature: f32) -> Request {
+    let mut request = seeded(prompt(2, 40), 150);
+    request.sampling.temperature = Some(temperature);
+    request.sampling.ignore_eos = Some(false);
+    request.constraint = Some(Constraint {
+        field: "response_format",
+        grammar: Grammar::JsonSchema {
+            schema: schema.into(),
+            strict: true,
+        },
+    });
+    request
+}
+
+#[tokio::test]
+async fn what_a_schema_forces_is_drafted_and_mostly_right() {
+    let [drafting, plain] = pair(|_| {});
+    let (two, three) = (
+        format!(r#"{{"type":"array","items":{PERSON},"minItems":1,"maxItems":1}}"#),
+        r#"{"anyOf":[{"const":"an only choice"},{"type":"object","properties":{"quantity":{"type":"null"}},"required":["quantity"]}]}"#,
+    );
+    for schema in [PERSON, &two, three] {
+        for temperature in [0.0, 1.0, 3.0] {
+            let request = spelled(schema, temperature);
+            let mut found = Vec::new();
+            for engine in [&drafting, &plain] {
+                let source = engine.start(&request).await.unwrap().sources.remove(0);
+                found.push(seen(source).await);
+            }
+            assert_eq!(found[0], found[1], "{schema} at {temperature}");
+        }
+    }
+    // A model that writes words in whole tokens, as they mostly do, and never the same again.
+    let schema = r#"{"type":"object","properties":{
+        "name":{"const":"one two three"},"story":{"const":"there was a little girl"}},
+        "required":["name","story"],"additionalProperties":false}"#;
+    let answer = r#"{"name":"one two three","story":"there was a little girl"}"#;
+    let counters = &drafting.counters;
+    let count = || {
+        let [drafted, right] = [&counters.drafted, &counters.accepted_drafts];
+        (drafted.load(Relaxed), right.load(Relaxed))
+    };
+    for temperature in [0.0, 1.0] {
+        let mut request = spelled(schema, temperature);
+        let vocabulary = &drafting.shared.vocabulary;
+        let tokens = vocabulary.tokenize(answer, false, false).unwrap();
+        let blank = |&token: &u32| vocabulary.piece(token).trim_ascii().is_empty();
+        let blanks = (0..u32::try_from(vocabulary.len()).unwrap()).filter(blank);
+        let bias = blanks.map(|token| (token, -100.0));
+        let bias = bias.chain(tokens.iter().map(|&token| (token, 60.0)));
+        request.sampling.logit_bias = bias.collect();
+        let before = count();
+        let mut found = Vec::new();
+        for engine in [&drafting, &plain] {
+            let source = engine.start(&request).await.unwrap().sources.remove(0);
+            found.push(seen(source).await);
+        }
+        assert_eq!(found[0], found[1]);
+        assert_eq!(found[0].text, answer);
+        let (drafted, right) = (count().0 - before.0, count().1 - before.1);
+        assert!(right >= 10 && right * 3 > drafted, "{right} of {drafted}");
+    }
+    for engine in [drafting, plain] {
+        engine.stop().await;
     }
 }
 
