@@ -64,11 +64,16 @@ impl Worker {
                 self.dense.measured(ids, took_us);
                 self.planner.decoded(plan, took_us + drafts_us);
                 let at = clock::micros();
+                let (sequences, drafted) = (self.rows.len(), self.batch.len() - self.rows.len());
                 self.share_rows(at);
                 let rows = self.rows.len();
+                let right = self.setup.counters.accepted_drafts.load(Relaxed);
                 self.sample_rows();
-                let took_us = clock::micros().saturating_sub(at);
-                self.setup.pool.sampled(rows, took_us);
+                let right = self.setup.counters.accepted_drafts.load(Relaxed) - right;
+                let sampling_us = clock::micros().saturating_sub(at);
+                self.setup.pool.sampled(rows, sampling_us);
+                let step_us = drafts_us + took_us + sampling_us;
+                self.trials.took(sequences as u64 + right, drafted, step_us);
                 self.collect(false);
             }
             Err(error) => self.failed(&error),
@@ -94,9 +99,13 @@ impl Worker {
             let has_begun = !sequence.is_in_prefill() && !sequence.generated.is_empty();
             has_begun && sequence.paused_since_us.is_none()
         };
+        let began_us = clock::micros();
         let running = self.slots.iter().filter_map(Held::sequence);
         let streams = running.filter(|sequence| decodes(sequence)).count();
         let mut rows = streams;
+        let pays = self.trials.allows(streams);
+        #[cfg(test)]
+        let pays = pays || self.setup.counters.drafts_always.load(Relaxed);
         let model = self.setup.draft_model.as_ref();
         let model = model.map(|model| (model, model.price(streams), self.costs.each(streams)));
         self.wanted.clear();
@@ -109,7 +118,7 @@ impl Worker {
             let left = sequence.job.budget.saturating_sub(sequence.generated_len());
             let cells = sequence.job.most.saturating_sub(sequence.position);
             let most = left.min(cells).min(sequence.job.ring.room());
-            if !decodes(sequence) || most < 2 {
+            if !pays || !decodes(sequence) || most < 2 {
                 continue;
             }
             let suited = model.filter(|(model, _, own_us)| model.suits(id, sequence, *own_us));
@@ -137,6 +146,7 @@ impl Worker {
             }
         }
         self.ask_draft_model();
+        self.drafts_us = clock::micros().saturating_sub(began_us);
     }
 
     fn ask_draft_model(&mut self) {
@@ -146,7 +156,6 @@ impl Worker {
         if self.wanted.is_empty() {
             return;
         }
-        let began_us = clock::micros();
         if let Err(error) = model.draft(&self.wanted, &mut self.slots) {
             // It only guesses: the streams go on without.
             if !matches!(error, LlamaError::Aborted) {
@@ -157,7 +166,6 @@ impl Worker {
             }
             self.setup.draft_model = None;
         }
-        self.drafts_us = clock::micros().saturating_sub(began_us);
     }
 
     /// The planned chunk of prompts; false if there was none.

@@ -43,7 +43,7 @@ use super::prefix::Key;
 use super::sampling::Scratch;
 use super::sampling::pool::Pool;
 use super::sequence::{GRID, Sequence, count};
-use super::speculate::{Costs, DraftModel, Wanted};
+use super::speculate::{Costs, DraftModel, Trials, Wanted};
 use super::vectors::Vectors;
 use crate::generation::{Failure, Kind, clock};
 use crate::telemetry::ModelMetrics;
@@ -111,6 +111,7 @@ pub(super) fn run(mut setup: Setup, context: Context, limits: Limits) -> Option<
         waiting_view: Vec::new(),
         rates: Rates::default(),
         costs: Costs::default(),
+        trials: Trials::default(),
         dense: Dense::default(),
         wanted: Vec::new(),
         drafts_us: 0,
@@ -201,6 +202,8 @@ pub(super) struct Worker {
     pub(super) rates: Rates,
     /// What decode calls cost by their rows.
     pub(super) costs: Costs,
+    /// Whether steps with drafts are faster than steps without.
+    pub(super) trials: Trials,
     /// How ids are kept together.
     pub(super) dense: Dense,
     /// Who asks the draft model in this step, and what it took to answer, in microseconds.

@@ -5,6 +5,7 @@
 //! (a guide)  what its grammar leaves no choice about: `grammar/guide.rs`
 //! draft_model  what a small model takes for the likeliest
 //! worth    how many of those pay: rates of the sequence, costs of the engine
+//! trial    whether steps with drafts are faster at all
 //! ```
 //!
 //! A draft costs a row. It is right if it is what the sequence's own sampler chooses on the row before,
@@ -15,6 +16,7 @@ mod fit;
 mod lookup;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod worth;
 
 use self::lookup::Index;
@@ -24,6 +26,7 @@ use super::grammar::Guide;
 pub(super) use self::draft_model::{DraftModel, Wanted};
 pub use self::fit::DraftError;
 pub(super) use self::fit::{load, no_draft};
+pub(super) use self::trial::Trials;
 pub(super) use self::worth::Costs;
 
 /// What drafts are to fit into.
