@@ -233,7 +233,11 @@ async fn a_full_line_is_refused_before_anything_is_tokenized() {
 
 #[tokio::test]
 async fn a_queue_deadline_ends_the_wait_and_an_endless_one_is_none() {
-    let engine = engine(|settings| settings.parallel = 1);
+    // Nobody is set aside for those who wait.
+    let engine = engine(|settings| {
+        settings.parallel = 1;
+        settings.park_memory = bytesize::ByteSize(0);
+    });
     let _running = engine.start(&once()).await.unwrap();
     until(|| engine.gauges().load.paused == 1).await;
     let mut patient = once();
