@@ -27,39 +27,25 @@ const CLIP: f64 = 4.0;
 const SIZES: usize = 10;
 
 /// A trial for each number of streams.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Trials {
     sizes: [Trial; SIZES],
     /// Streams of the step under way.
     streams: usize,
-    /// Whether it is one with drafts.
-    drafts: bool,
-}
-
-impl Default for Trials {
-    fn default() -> Self {
-        Self {
-            sizes: [Trial::default(); SIZES],
-            streams: 0,
-            drafts: false,
-        }
-    }
 }
 
 impl Trials {
     /// Whether to make drafts in the step that begins, for so many streams.
     pub(crate) fn allows(&mut self, streams: usize) -> bool {
         self.streams = streams;
-        self.drafts = self.size().allows();
-        self.drafts
+        self.size().allows()
     }
 
     /// Takes in the step: its tokens, the drafts among its rows, and how long drafts, call and sampling
     /// took.
     pub(crate) fn took(&mut self, tokens: u64, drafted: usize, us: u64) {
         if tokens > 0 {
-            let with = self.drafts;
-            self.size().took(with, tokens, drafted, us);
+            self.size().took(tokens, drafted, us);
         }
     }
 
@@ -114,7 +100,7 @@ impl Trial {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "three digits count")]
-    fn took(&mut self, with: bool, tokens: u64, drafted: usize, us: u64) {
+    fn took(&mut self, tokens: u64, drafted: usize, us: u64) {
         let mut us = us as f64;
         if self.usual == 0.0 {
             self.usual = us;
@@ -132,9 +118,6 @@ impl Trial {
             }
             return;
         };
-        if with != self.allows() {
-            return;
-        }
         self.steps += 1;
         self.made += u32::from(drafted > 0);
         // The first one is as the one before has left caches and graphs.
