@@ -22,8 +22,9 @@ use crate::route::Registry;
 use crate::telemetry::{Metrics, Scrape, Upkeep};
 use crate::transport::files;
 use crate::transport::http::{self, Context};
-use crate::transport::listen::{self, Closing, Serving};
+use crate::transport::listen::{self, Closing, Listener, Serving};
 use crate::transport::ops;
+use crate::transport::tls::Tls;
 use crate::wire;
 
 /// Connections to the operator's port: scrapers, probes and a few people.
@@ -55,7 +56,15 @@ pub struct App {
 /// The listeners of one kind.
 struct Endpoint {
     addresses: Vec<SocketAddr>,
+    /// Those of them with TLS.
+    secure: Vec<SocketAddr>,
     closing: Closing,
+}
+
+/// Where the listeners of one kind are to be.
+struct Listen<'a> {
+    plain: &'a [SocketAddr],
+    secure: Option<(&'a Arc<Tls>, &'a [SocketAddr])>,
 }
 
 impl App {
@@ -82,8 +91,15 @@ impl App {
             &config.limits,
         );
 
+        let state = config.server.state_dir.clone();
+        let state = state.or_else(crate::config::state::directory);
+        let tls = Tls::build(&config.tls, state.as_deref(), Some(metrics.clone()))?;
+        let listen = Listen {
+            plain: &config.server.listen,
+            secure: tls.as_ref().map(|tls| (tls, &config.tls.listen[..])),
+        };
         let counted = Some(metrics.clone());
-        let public = Endpoint::open(&config.server.listen, &config, counted, |config| {
+        let public = Endpoint::open(&listen, &config, counted, |config| {
             let context = Context {
                 gateway: gateway.clone(),
                 limits: wire::Limits {
@@ -96,7 +112,11 @@ impl App {
             };
             (http::router(context), connections(config))
         })?;
-        let ops = Endpoint::open(&config.ops.listen, &config, None, |_| {
+        let listen = Listen {
+            plain: &config.ops.listen,
+            secure: None,
+        };
+        let ops = Endpoint::open(&listen, &config, None, |_| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
             let (streams, control) = (gateway.clone(), registry.clone());
             let render = move || {
@@ -149,6 +169,12 @@ impl App {
     #[must_use]
     pub fn public_addresses(&self) -> &[SocketAddr] {
         &self.public.addresses
+    }
+
+    /// Where requests are taken over TLS.
+    #[must_use]
+    pub fn secure_addresses(&self) -> &[SocketAddr] {
+        &self.public.secure
     }
 
     /// Where operators look.
@@ -212,7 +238,7 @@ impl App {
 
 impl Endpoint {
     fn open(
-        listen: &[SocketAddr],
+        listen: &Listen<'_>,
         config: &Config,
         metrics: Option<Arc<Metrics>>,
         serve: impl FnOnce(&Config) -> (Router, usize),
@@ -229,16 +255,32 @@ impl Endpoint {
             metrics,
             closing: closing.clone(),
         });
-        let mut addresses = Vec::new();
-        for &address in listen {
-            let listener =
+        let open = |address, tls| -> anyhow::Result<SocketAddr> {
+            let socket =
                 listen::bind(address).with_context(|| format!("cannot listen on {address}"))?;
-            addresses.push(listener.local_addr()?);
+            let address = socket.local_addr()?;
+            let listener = Listener { socket, tls };
             closing
                 .tracker
                 .spawn(listen::accept(listener, serving.clone()));
+            Ok(address)
+        };
+        let plain = listen.plain.iter().map(|&at| open(at, None));
+        let addresses = plain.collect::<anyhow::Result<_>>()?;
+        let mut secure = Vec::new();
+        if let Some((tls, listen)) = listen.secure {
+            for &at in listen {
+                secure.push(open(at, Some(tls.clone()))?);
+            }
+            let (tls, graceful) = (tls.clone(), closing.graceful.clone());
+            let following = async move { graceful.run_until_cancelled(tls.follow()).await };
+            closing.tracker.spawn(following);
         }
-        Ok(Self { addresses, closing })
+        Ok(Self {
+            addresses,
+            secure,
+            closing,
+        })
     }
 
     /// Closes idle connections at once, the others when their answers are out or `patience` is over.

@@ -64,6 +64,9 @@ fn summarize(config: &Config, out: &mut impl Write) -> io::Result<()> {
     };
     writeln!(out, "ok")?;
     writeln!(out, "  requests   {}", list(&config.server.listen))?;
+    if config.tls.is_on() {
+        writeln!(out, "  over TLS   {}", list(&config.tls.listen))?;
+    }
     writeln!(out, "  operators  {}", list(&config.ops.listen))?;
     if config.models.is_empty() {
         writeln!(out, "  model      demo (built in)")?;

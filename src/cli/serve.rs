@@ -67,6 +67,9 @@ fn announce(app: &App) {
         // A closed standard output is no reason not to serve.
         let _ = writeln!(out, "Sluicegate is ready: open http://{address}/");
     }
+    for address in app.secure_addresses() {
+        let _ = writeln!(out, "Over TLS https://{address}/");
+    }
     for address in app.ops_addresses() {
         let _ = writeln!(out, "For operators http://{address}/metrics");
     }

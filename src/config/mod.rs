@@ -9,6 +9,7 @@ mod error;
 mod keys;
 mod read;
 mod sources;
+pub mod state;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -27,6 +28,7 @@ use crate::engine::config::{Backing, Model, Process};
 use crate::gateway::settings::{Deadlines, Drain, Limits, Stream};
 use crate::telemetry;
 use crate::transport::config::{Ops, Server};
+use crate::transport::tls::config::Tls;
 
 /// Every section. `config/sluicegate.toml` describes each key.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -34,6 +36,8 @@ use crate::transport::config::{Ops, Server};
 pub struct Config {
     /// The public listener.
     pub server: Server,
+    /// The listener for TLS and QUIC.
+    pub tls: Tls,
     /// The operator's listener.
     pub ops: Ops,
     /// The path of tokens to one reader.
@@ -78,18 +82,29 @@ impl Config {
     /// What no section can see alone.
     fn conflicts(&self) -> Vec<(Vec<Step>, String)> {
         let mut found = Vec::new();
+        let tls = if self.tls.is_on() {
+            &self.tls.listen[..]
+        } else {
+            &[]
+        };
+        let mut public: Vec<_> = self.server.listen.iter().map(|at| ("server", at)).collect();
+        for at in tls {
+            if let Some((_, other)) = public.iter().find(|(_, other)| overlap(**other, *at)) {
+                let message = format!("{at} collides with server.listen = {other}");
+                found.push((vec![key("tls"), key("listen")], message));
+            }
+        }
+        public.extend(tls.iter().map(|at| ("tls", at)));
         for ops in &self.ops.listen {
-            if let Some(server) = self
-                .server
-                .listen
-                .iter()
-                .find(|server| overlap(**server, *ops))
-            {
+            if let Some((section, at)) = public.iter().find(|(_, at)| overlap(**at, *ops)) {
                 let message = format!(
-                    "{ops} collides with server.listen = {server}; what operators see must not be public"
+                    "{ops} collides with {section}.listen = {at}; what operators see must not be public"
                 );
                 found.push((vec![key("ops"), key("listen")], message));
             }
+        }
+        for (name, message) in self.tls.conflicts() {
+            found.push((vec![key("tls"), key(name)], message));
         }
         let mut names = HashSet::new();
         for (index, model) in self.models.iter().enumerate() {

@@ -5,6 +5,7 @@
 //! when Prometheus asks.
 
 mod names;
+mod transports;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,11 +22,12 @@ use metrics_exporter_prometheus::{
 use serde::{Deserialize, Serialize};
 
 use self::names::{
-    BUILD_INFO, CONNECTIONS_OPEN, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS,
-    ENGINE_THREADS, GAUGES, HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED,
-    PARKS, PAUSES, PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
+    BUILD_INFO, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS, ENGINE_THREADS, GAUGES,
+    HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED, PARKS, PAUSES,
+    PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
     SEQUENCES_PAUSED, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
 };
+pub use self::transports::{ConnectionOpen, Handshake, Transports};
 use crate::generation::Outcome;
 
 /// The model label of what names no configured model.
@@ -82,7 +84,8 @@ pub struct Metrics {
     models: HashMap<Arc<str>, Arc<ModelMetrics>>,
     unknown: Arc<ModelMetrics>,
     streams_open: Gauge,
-    connections_open: Gauge,
+    /// What the sockets count.
+    pub transports: Transports,
     log_lines_dropped: Counter,
 }
 
@@ -194,7 +197,7 @@ impl Metrics {
                 .collect(),
             unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL)),
             streams_open: gauge(&recorder, STREAMS_OPEN, &[]),
-            connections_open: gauge(&recorder, CONNECTIONS_OPEN, &[]),
+            transports: Transports::new(&recorder),
             log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
         })
     }
@@ -203,13 +206,6 @@ impl Metrics {
     #[must_use]
     pub fn model(&self, name: &str) -> &Arc<ModelMetrics> {
         self.models.get(name).unwrap_or(&self.unknown)
-    }
-
-    /// A connection was accepted; it counts as open until the guard is dropped.
-    #[must_use]
-    pub fn connection_opened(&self) -> ConnectionOpen {
-        self.connections_open.increment(1.0);
-        ConnectionOpen(self.connections_open.clone())
     }
 
     /// Everything in Prometheus' text format (version 0.0.4). Takes milliseconds with many models:
@@ -268,15 +264,6 @@ impl Metrics {
             stop: Some(stop),
             thread: Some(thread),
         })
-    }
-}
-
-/// Counts one connection as open for as long as it lives.
-pub struct ConnectionOpen(Gauge);
-
-impl Drop for ConnectionOpen {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
 
@@ -582,8 +569,8 @@ pub(super) mod tests {
     #[test]
     fn a_connection_counts_until_its_guard_is_dropped() {
         let metrics = Metrics::new([]).unwrap();
-        let first = metrics.connection_opened();
-        let _second = metrics.connection_opened();
+        let first = metrics.transports.connection_opened();
+        let _second = metrics.transports.connection_opened();
         drop(first);
         assert_eq!(value(&scrape(&metrics), "sluicegate_connections_open"), "1");
     }

@@ -10,5 +10,7 @@ mod request;
 
 pub use config::Config;
 pub use logs::{LogError, Logs};
-pub use metrics::{ConnectionOpen, Metrics, ModelLoad, ModelMetrics, Route, Scrape, Upkeep};
+pub use metrics::{
+    ConnectionOpen, Handshake, Metrics, ModelLoad, ModelMetrics, Route, Scrape, Transports, Upkeep,
+};
 pub use request::RequestRecorder;

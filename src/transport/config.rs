@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -50,6 +51,9 @@ pub struct Server {
     /// Unsent bytes that the kernel takes for one connection (`TCP_NOTSENT_LOWAT`).
     #[serde(deserialize_with = "bytes::<_, 1, 1_073_741_824>")]
     pub notsent_lowat: usize,
+    /// Where what outlives the process is kept; absent: `$STATE_DIRECTORY`, else
+    /// `$XDG_STATE_HOME/sluicegate`, else `~/.local/state/sluicegate`.
+    pub state_dir: Option<PathBuf>,
     /// The kernel's send buffer per connection, in bytes (`SO_SNDBUF`); absent leaves it to the kernel.
     #[serde(deserialize_with = "some_bytes::<_, 4_096, 1_073_741_824>")]
     pub send_buffer: Option<usize>,
@@ -69,6 +73,7 @@ impl Default for Server {
             max_connections: const { NonZeroU32::new(10_000).unwrap() },
             max_streams_per_connection: const { NonZeroU32::new(100).unwrap() },
             notsent_lowat: 16 << 10,
+            state_dir: None,
             send_buffer: None,
         }
     }
@@ -96,7 +101,9 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 /// One address or a list of them.
-fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+pub(super) fn addresses<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<SocketAddr>, D::Error> {
     struct Visitor;
 
     impl<'de> de::Visitor<'de> for Visitor {

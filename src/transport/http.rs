@@ -7,19 +7,18 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::listen::Peer;
 use super::tokens::{First, TokenBody};
 use super::{assets, rpc, vectors};
 use crate::engine::TokenizeOptions;
@@ -387,13 +386,7 @@ pub(super) async fn read_counted<T>(
         let accept = accept(&parts.headers);
         let head = Head {
             id: id.clone(),
-            caller: Caller {
-                address: parts
-                    .extensions
-                    .get::<ConnectInfo<SocketAddr>>()
-                    .map(|peer| peer.0.ip()),
-                identity: None,
-            },
+            caller: caller(&parts.extensions),
             accept: &accept,
             deadlines: deadlines(&parts.headers)?,
             created: clock::unix_seconds(),
@@ -411,6 +404,15 @@ pub(super) async fn read_counted<T>(
             recorder.refused(&failure);
             Err(failure)
         }
+    }
+}
+
+/// Who asks: for now whoever is at the other end of the connection.
+fn caller(extensions: &Extensions) -> Caller {
+    let peer = extensions.get::<Peer>();
+    Caller {
+        address: peer.map(|peer| peer.address.ip()),
+        identity: peer.and_then(|peer| peer.identity.clone()),
     }
 }
 

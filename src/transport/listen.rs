@@ -1,4 +1,4 @@
-//! TCP: accept, bound, speak HTTP/1.1 or HTTP/2.
+//! TCP: accept, bound, shake hands, speak HTTP/1.1 or HTTP/2.
 //!
 //! Our own accept loop, because every step of a connection needs a bound that a ready-made server
 //! does not set: the first byte, the protocol preface, the headers, the idle time between requests,
@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::connect_info::ConnectInfo;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -20,15 +19,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::config::Server;
 use super::guard::{Guarded, InFlight, Requests};
+use super::tls::{self, Tls};
 use crate::telemetry::Metrics;
 
 /// Connections that the kernel keeps for us while the accept loop is busy.
@@ -89,7 +90,15 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// What every connection of a listener shares.
+/// A socket that takes connections, and whether they are secured.
+pub struct Listener {
+    /// The socket.
+    pub socket: TcpListener,
+    /// TLS, with what it shows and asks.
+    pub tls: Option<Arc<Tls>>,
+}
+
+/// What every connection of an endpoint's listeners shares.
 pub struct Serving {
     /// The handlers.
     pub router: Router,
@@ -106,7 +115,7 @@ pub struct Serving {
 }
 
 /// Accepts until told to stop. Connections run on until [`Closing`] ends them.
-pub async fn accept(listener: TcpListener, serving: Arc<Serving>) {
+pub async fn accept(listener: Listener, serving: Arc<Serving>) {
     let closing = &serving.closing;
     loop {
         let place = tokio::select! {
@@ -118,20 +127,20 @@ pub async fn accept(listener: TcpListener, serving: Arc<Serving>) {
         let accepted = tokio::select! {
             biased;
             () = closing.graceful.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = listener.socket.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let serving = serving.clone();
+                let (serving, tls) = (serving.clone(), listener.tls.clone());
                 closing.tracker.spawn(async move {
                     let _counted = serving
                         .metrics
                         .as_ref()
-                        .map(|metrics| metrics.connection_opened());
+                        .map(|metrics| metrics.transports.connection_opened());
                     tokio::select! {
                         biased;
                         () = serving.closing.now.cancelled() => {}
-                        result = connection(stream, peer, &serving) => {
+                        result = connection(stream, peer, tls, &serving) => {
                             if let Err(error) = result {
                                 tracing::debug!(%peer, %error, "connection ended");
                             }
@@ -150,16 +159,56 @@ pub async fn accept(listener: TcpListener, serving: Arc<Serving>) {
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(stream: TcpStream, peer: SocketAddr, serving: &Serving) -> Result<(), Error> {
+async fn connection(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    serving: &Serving,
+) -> Result<(), Error> {
     tune(&stream, &serving.settings)?;
-    let mut stream = stream;
-    let first_bytes = sniff(&mut stream);
-    let (head, is_http2) = tokio::time::timeout(serving.settings.first_byte_timeout, first_bytes)
-        .await
-        .map_err(|_| "nothing was sent")??;
-    if head.is_empty() {
-        return Ok(());
-    }
+    let Some(tls) = tls else {
+        let first_bytes = sniff(&mut stream);
+        let (head, is_http2) = timeout(serving.settings.first_byte_timeout, first_bytes)
+            .await
+            .map_err(|_| "nothing was sent")??;
+        if head.is_empty() {
+            return Ok(());
+        }
+        let peer = Peer {
+            address,
+            identity: None,
+        };
+        return serve(stream, head, is_http2, peer, serving).await;
+    };
+    let stream = tls.accept(stream).await?;
+    let (_, session) = stream.get_ref();
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    let peer = Peer {
+        address,
+        identity: session.peer_certificates().and_then(tls::identity_of),
+    };
+    serve(stream, Bytes::new(), is_http2, peer, serving).await
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// What its certificate says, if it showed one.
+    pub(super) identity: Option<Arc<str>>,
+}
+
+/// Serves a connection whose first bytes, `head`, were read already.
+async fn serve<S>(
+    stream: S,
+    head: Bytes,
+    is_http2: bool,
+    peer: Peer,
+    serving: &Serving,
+) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let requests = Requests::new();
     let header_timeout = (!is_http2).then_some(serving.settings.header_timeout);
     let io = Guarded::new(
@@ -173,7 +222,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, serving: &Serving) -> R
     let router = serving.router.clone();
     let service = {
         let requests = requests.clone();
-        service_fn(move |request| respond(router.clone(), peer, request, requests.begin()))
+        service_fn(move |request| respond(router.clone(), peer.clone(), request, requests.begin()))
     };
     let graceful = serving.closing.graceful.cancelled();
     if is_http2 {
@@ -305,11 +354,11 @@ where
 
 async fn respond(
     mut router: Router,
-    peer: SocketAddr,
+    peer: Peer,
     mut request: Request<Incoming>,
     in_flight: InFlight,
 ) -> Result<Response<Body>, std::convert::Infallible> {
-    request.extensions_mut().insert(ConnectInfo(peer));
+    request.extensions_mut().insert(peer);
     let response = router.call(request).await?;
     Ok(response.map(|body| Body::new(in_flight.until_end_of(body))))
 }

@@ -11,5 +11,6 @@ pub mod http;
 pub mod listen;
 pub mod ops;
 mod rpc;
+pub mod tls;
 mod tokens;
 mod vectors;

@@ -77,7 +77,14 @@ async fn check_and_serve_say_the_same_of_a_bad_file_with_the_same_status() {
 async fn serve_ends_with_an_error_when_its_model_cannot_be_used() {
     let broken = config("no-model.gguf", "This is no model.");
     let model = format!("m={}", broken.display());
-    let listen = ["--listen", "127.0.0.1:0", "--set", "ops.listen=127.0.0.1:0"];
+    let listen = [
+        "--listen",
+        "127.0.0.1:0",
+        "--set",
+        "ops.listen=127.0.0.1:0",
+        "--set",
+        "tls.self_signed=false",
+    ];
     let served = run(&[&["serve", "--model", &model], &listen[..]].concat()).await;
     assert_eq!(served.status.code(), Some(1));
     assert!(
@@ -102,6 +109,8 @@ impl Serving {
             "127.0.0.1:0",
             "--set",
             "ops.listen=127.0.0.1:0",
+            "--set",
+            "tls.self_signed=false",
         ]);
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         command.stderr(Stdio::null());

@@ -30,4 +30,5 @@ mod structured;
 mod support;
 mod text;
 mod timeouts;
+mod tls;
 mod vectors;

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use super::reply::{self, Reply, Screen};
 use crate::client::{ChatRequest, Client, Message};
+use crate::config::state;
 
 /// Lines kept in the history.
 const HISTORY: usize = 1_000;
@@ -173,7 +174,7 @@ impl Lines {
             .max_history_size(HISTORY)?
             .build();
         let mut editor = Editor::with_config(config).context("could not open the terminal")?;
-        let history = history_file(|name| std::env::var_os(name).map(PathBuf::from));
+        let history = state::directory().map(|state| state.join("chat_history"));
         if let Some(path) = &history {
             if let Some(folder) = path.parent() {
                 // Where nothing can be kept, the history lives as long as the conversation.
@@ -193,18 +194,6 @@ impl Lines {
             .filter(|path| self.editor.append_history(path).is_ok());
         Ok(line)
     }
-}
-
-/// `$XDG_STATE_HOME/sluicegate/chat_history`, by default under `~/.local/state`. The XDG Base
-/// Directory Specification has relative paths ignored.
-fn history_file(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let state = variable("XDG_STATE_HOME")
-        .filter(|path| path.is_absolute())
-        .or_else(|| {
-            let home = variable("HOME").filter(|path| path.is_absolute())?;
-            Some(home.join(".local/state"))
-        })?;
-    Some(state.join("sluicegate/chat_history"))
 }
 
 #[cfg(test)]
@@ -262,24 +251,5 @@ mod tests {
         conversation.say("b");
         conversation.answered(reply("", true));
         assert!(contents(&conversation).is_empty());
-    }
-
-    #[test]
-    fn the_history_lies_where_the_xdg_specification_says() {
-        let file = |state: Option<&str>, home: Option<&str>| {
-            history_file(|name| match name {
-                "XDG_STATE_HOME" => state.map(PathBuf::from),
-                _ => home.map(PathBuf::from),
-            })
-        };
-        let path = |text: &str| Some(PathBuf::from(text));
-        assert_eq!(
-            file(Some("/s"), Some("/h")),
-            path("/s/sluicegate/chat_history")
-        );
-        let default = path("/h/.local/state/sluicegate/chat_history");
-        assert_eq!(file(None, Some("/h")), default);
-        assert_eq!(file(Some("relative"), Some("/h")), default);
-        assert_eq!(file(None, None), None);
     }
 }

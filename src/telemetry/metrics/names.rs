@@ -51,9 +51,11 @@ pub(super) const PARKS: &str = "sluicegate_parks_total";
 pub(super) const MOVES: &str = "sluicegate_moves_total";
 pub(super) const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
 pub(super) const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
+pub(super) const HANDSHAKES: &str = "sluicegate_tls_handshakes_total";
+pub(super) const CERTIFICATE_RELOADS: &str = "sluicegate_tls_certificate_reloads_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 10] = [
+pub(super) const COUNTERS: [(&str, &str); 12] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -84,6 +86,11 @@ pub(super) const COUNTERS: [(&str, &str); 10] = [
         ENGINE_RELOADS,
         "Times that a model was loaded again after its engine had stopped.",
     ),
+    (HANDSHAKES, "TLS handshakes by how they ended."),
+    (
+        CERTIFICATE_RELOADS,
+        "Times that the certificate's files had changed, by whether the new one was taken.",
+    ),
     (
         TELEMETRY_DROPPED,
         "Log lines dropped because their reader was behind.",
@@ -101,9 +108,10 @@ pub(super) const KV_IDLE: &str = "sluicegate_kv_tokens_idle";
 pub(super) const PREFIX_BYTES: &str = "sluicegate_prefix_cache_bytes";
 pub(super) const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
 pub(super) const ENGINE_THREADS: &str = "sluicegate_engine_threads";
+pub(super) const CERTIFICATE_UNTIL: &str = "sluicegate_tls_certificate_not_after_seconds";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 12] = [
+pub(super) const GAUGES: [(&str, &str); 13] = [
     (STREAMS_OPEN, "Streams that have not ended."),
     (CONNECTIONS_OPEN, "Connections to the public listener."),
     (REQUESTS_RUNNING, "Sequences in prefill or decode."),
@@ -123,6 +131,10 @@ pub(super) const GAUGES: [(&str, &str); 12] = [
     (
         ENGINE_THREADS,
         "Threads of the last call of a phase, decode or prefill.",
+    ),
+    (
+        CERTIFICATE_UNTIL,
+        "When the certificate ends, in seconds since 1970; 0 without TLS.",
     ),
     (BUILD_INFO, "Always 1; the labels say what runs."),
 ];

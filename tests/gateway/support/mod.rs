@@ -32,7 +32,20 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A gateway to be started. Without a model it serves the built-in `demo`.
 pub(crate) fn gateway() -> Setup {
-    Setup::default()
+    Setup {
+        sections: String::new(),
+        flags: [
+            "server.listen=127.0.0.1:0",
+            "ops.listen=127.0.0.1:0",
+            "tls.listen=127.0.0.1:0",
+            // Most tests have no use for TLS.
+            "tls.self_signed=false",
+        ]
+        .map(String::from)
+        .to_vec(),
+        models: String::new(),
+        program: None,
+    }
 }
 
 /// The demo model as a file.
@@ -41,9 +54,9 @@ pub(crate) fn demo_file() -> &'static Path {
     Box::leak(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).into())
 }
 
-#[derive(Default)]
 pub(crate) struct Setup {
     sections: String,
+    flags: Vec<String>,
     models: String,
     program: Option<PathBuf>,
 }
@@ -52,6 +65,13 @@ impl Setup {
     /// Lets the gateway start processes of its own, from this file.
     pub(crate) fn program(mut self, file: &Path) -> Self {
         self.program = Some(file.to_owned());
+        self
+    }
+
+    /// Listens with a self-signed certificate that is kept in `state`, too.
+    pub(crate) fn self_signed(mut self, state: &Path) -> Self {
+        let kept = format!("server.state_dir='{}'", state.display());
+        self.flags.extend(["tls.self_signed=true".to_owned(), kept]);
         self
     }
 
@@ -94,9 +114,7 @@ impl Setup {
             file: Some(("test.toml".into(), self.sections + &self.models)),
             environment: Vec::new(),
             flags: Flags {
-                set: ["server.listen=127.0.0.1:0", "ops.listen=127.0.0.1:0"]
-                    .map(String::from)
-                    .to_vec(),
+                set: self.flags,
                 ..Flags::default()
             },
         };
@@ -106,6 +124,7 @@ impl Setup {
         TestGateway {
             public: app.public_addresses()[0],
             ops: app.ops_addresses()[0],
+            secure: app.secure_addresses().first().copied(),
             app: Some(app),
         }
     }
@@ -116,12 +135,18 @@ pub(crate) struct TestGateway {
     app: Option<App>,
     pub(crate) public: SocketAddr,
     pub(crate) ops: SocketAddr,
+    secure: Option<SocketAddr>,
 }
 
 impl TestGateway {
     pub(crate) async fn loaded(&self) -> Result<(), String> {
         let app = self.app.as_ref().expect("it runs");
         within(app.loaded()).await
+    }
+
+    /// Where it takes TLS and QUIC.
+    pub(crate) fn secure(&self) -> SocketAddr {
+        self.secure.expect("it was given a certificate")
     }
 
     pub(crate) fn url(&self) -> String {

@@ -1,0 +1,175 @@
+//! TLS (RFC 8446): which certificate is shown, which protocols are offered, who the peer is.
+//!
+//! One certificate and one provider of cryptography serve TCP and QUIC. A handshake costs about a
+//! millisecond of a core, so there are only so many at once, and each has only so much time.
+
+mod certificates;
+pub mod config;
+mod identity;
+mod self_signed;
+mod watch;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use self::certificates::{CertificateError, Certificates, authorities, load, provider};
+use self::config::{ClientAuth, Source};
+use self::watch::Watched;
+use crate::telemetry::{Handshake, Metrics};
+
+pub(super) use self::identity::identity_of;
+
+/// Protocols over TCP, best first (RFC 7301).
+const TCP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Bytes that rustls encrypts ahead of the socket for one connection. Its own bound of 64 KiB would
+/// be as much again as a stream may have under way.
+const CIPHERTEXT_AHEAD: usize = 16 * 1024;
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file of certificates or keys.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The self-signed certificate could not be made.
+    #[error("cannot make a self-signed certificate")]
+    SelfSigned(#[source] io::Error),
+    /// The authorities for clients cannot be used.
+    #[error("tls.client_ca cannot be used")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// A defect in how we call rustls.
+    #[error("TLS cannot be set up")]
+    Setup(#[from] rustls::Error),
+}
+
+/// What every TLS connection of the process shares.
+pub struct Tls {
+    certificates: Arc<Certificates>,
+    tcp: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    handshakes: Semaphore,
+    settings: config::Tls,
+    metrics: Option<Arc<Metrics>>,
+}
+
+impl Tls {
+    /// Reads or makes the certificate; `None` where the section leaves TLS off. `state` is the directory
+    /// for what outlives the process.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn build(
+        settings: &config::Tls,
+        state: Option<&Path>,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Result<Option<Arc<Self>>, TlsError> {
+        let Some(source) = settings.source() else {
+            return Ok(None);
+        };
+        let loaded = match source {
+            Source::Files { cert, key } => load(cert, key)?,
+            Source::SelfSigned => self_signed::certificate(state).map_err(TlsError::SelfSigned)?,
+        };
+        if let Some(metrics) = &metrics {
+            metrics.transports.certificate_until(loaded.expires);
+        }
+        let certificates = Certificates::new(loaded.key);
+        let verifier = verifier(settings)?;
+        let mut tcp = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_client_cert_verifier(verifier.clone())
+            .with_cert_resolver(certificates.clone());
+        tcp.alpn_protocols = TCP_PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        Ok(Some(Arc::new(Self {
+            certificates,
+            tcp: Arc::new(tcp),
+            verifier,
+            handshakes: Semaphore::new(
+                usize::try_from(settings.max_handshakes.get()).unwrap_or(usize::MAX),
+            ),
+            settings: settings.clone(),
+            metrics,
+        })))
+    }
+
+    /// The same certificate and the same judgement of clients for QUIC, which has TLS 1.3 only
+    /// (RFC 9001, section 4.2).
+    ///
+    /// # Errors
+    /// A defect in how we call rustls.
+    pub fn quic(&self, protocols: &[&[u8]]) -> Result<ServerConfig, TlsError> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(self.verifier.clone())
+            .with_cert_resolver(self.certificates.clone());
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        // QUIC knows none or all (RFC 9001, section 4.6.1); the flow windows bound it.
+        config.max_early_data_size = u32::MAX;
+        Ok(config)
+    }
+
+    /// Follows the certificate's files for as long as it is polled; ends at once where there are none.
+    pub async fn follow(self: Arc<Self>) {
+        if let Some(Source::Files { cert, key }) = self.settings.source() {
+            let watched = Watched::new(cert, key);
+            watch::follow(watched, self.certificates.clone(), self.metrics.clone()).await;
+        }
+    }
+
+    /// Counts a handshake.
+    fn ended(&self, how: Handshake) {
+        if let Some(metrics) = &self.metrics {
+            metrics.transports.handshake(how);
+        }
+    }
+
+    /// Shakes hands over TCP.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let shake = async {
+            let _place = self.handshakes.acquire().await;
+            let acceptor = TlsAcceptor::from(self.tcp.clone());
+            let accepting = acceptor.accept_with(stream, |connection| {
+                connection.set_buffer_limit(Some(CIPHERTEXT_AHEAD));
+            });
+            accepting.await
+        };
+        match timeout(self.settings.handshake_timeout, shake).await {
+            Ok(Ok(stream)) => {
+                self.ended(Handshake::Done);
+                Ok(stream)
+            }
+            Ok(Err(error)) => {
+                self.ended(Handshake::Failed);
+                Err(error)
+            }
+            Err(_) => {
+                self.ended(Handshake::TimedOut);
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
+    }
+}
+
+fn verifier(settings: &config::Tls) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let Some(path) = &settings.client_ca else {
+        return Ok(WebPkiClientVerifier::no_client_auth());
+    };
+    let roots = Arc::new(authorities(path)?);
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let builder = match settings.client_auth {
+        ClientAuth::Optional => builder.allow_unauthenticated(),
+        ClientAuth::Required => builder,
+    };
+    Ok(builder.build()?)
+}
