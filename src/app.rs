@@ -251,6 +251,7 @@ impl Endpoint {
             // The stream of a stalled reader is cut first; its connection gets as long again, so
             // that a reader who comes back late is still told why.
             write_timeout: config.stream.stall_timeout.saturating_mul(2),
+            send_budget: config.stream.send_budget,
             places: Arc::new(Semaphore::new(places)),
             metrics,
             closing: closing.clone(),

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -22,6 +23,11 @@ pub struct Stream {
     /// the sequence out of the batch.
     #[serde(deserialize_with = "ring")]
     pub ring: usize,
+    /// Bytes of one stream that may be unsent or unacknowledged on our side of a connection,
+    /// 64 KiB..=16 MiB; past it nothing more is asked of the engine. A stream gets as many in each
+    /// round trip at the most.
+    #[serde(deserialize_with = "send_budget")]
+    pub send_budget: usize,
 }
 
 impl Default for Stream {
@@ -30,6 +36,7 @@ impl Default for Stream {
             stall_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(10),
             ring: 64,
+            send_budget: 64 << 10,
         }
     }
 }
@@ -126,7 +133,9 @@ pub(crate) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dura
     Ok(duration)
 }
 
-fn at_most_a_year<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(crate) fn at_most_a_year<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
     let duration: Duration = humantime_serde::deserialize(deserializer)?;
     if duration > LONGEST {
         return Err(D::Error::custom("must be at most a year"));
@@ -157,4 +166,15 @@ fn ring<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
         )));
     }
     Ok(ring)
+}
+
+fn send_budget<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size = ByteSize::deserialize(deserializer)?;
+    let (least, most) = (ByteSize::kib(64), ByteSize::mib(16));
+    if !(least..=most).contains(&size) {
+        return Err(D::Error::custom(format_args!(
+            "{size} is out of range; must be between {least} and {most}"
+        )));
+    }
+    usize::try_from(size.0).map_err(D::Error::custom)
 }

@@ -4,16 +4,17 @@
 //! * A write that makes no progress: a peer that stopped reading for good.
 //!
 //! And beside them, the requests under way: HTTP/2 needs to know when there are none, and when one of
-//! them finds no room though the connection as a whole does.
+//! them finds no room though the connection as a whole does. While all of them are token streams, the
+//! kernel is given no more than their share of `stream.send_budget`, acknowledged bytes not counted.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -22,6 +23,8 @@ use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::outq::SendQueue;
+use super::pace::{SmallFrames, WindowUpdates};
 use crate::generation::clock;
 
 /// A connection whose first bytes were read already.
@@ -35,6 +38,9 @@ pub(super) struct Guarded<S> {
     write_timeout: Duration,
     write_due: Option<Pin<Box<Sleep>>>,
     is_writing: bool,
+    room: Room,
+    /// What an HTTP/2 peer says that it has read.
+    updates: Option<(WindowUpdates, Arc<SmallFrames>)>,
 }
 
 impl<S> Guarded<S> {
@@ -44,8 +50,10 @@ impl<S> Guarded<S> {
         requests: Arc<Requests>,
         header_timeout: Option<Duration>,
         write_timeout: Duration,
+        kernel_share: usize,
     ) -> Self {
         Self {
+            room: Room::new(kernel_share),
             stream,
             headers_due: header_timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
             head,
@@ -54,6 +62,23 @@ impl<S> Guarded<S> {
             write_timeout,
             write_due: None,
             is_writing: false,
+            updates: None,
+        }
+    }
+
+    /// Keeps the account of small frames by the window updates that come in.
+    pub(super) fn with_account(mut self, small_frames: Arc<SmallFrames>) -> Self {
+        self.updates = Some((WindowUpdates::new(), small_frames));
+        self
+    }
+
+    /// Looks at bytes that came.
+    fn see(&mut self, bytes: &[u8]) {
+        if let Some((updates, small_frames)) = &mut self.updates {
+            let grows = updates.read(bytes);
+            if grows > 0 {
+                small_frames.window_grew(grows);
+            }
         }
     }
 
@@ -117,13 +142,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     ) -> Poll<io::Result<()>> {
         if self.head.has_remaining() {
             let count = self.head.len().min(buf.remaining());
-            buf.put_slice(&self.head.split_to(count));
+            let head = self.head.split_to(count);
+            self.see(&head);
+            buf.put_slice(&head);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 if buf.filled().len() > before {
+                    self.see(&buf.filled()[before..]);
                     self.bytes_came();
                 }
                 Poll::Ready(result)
@@ -136,14 +164,36 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: SendQueue> Guarded<S> {
+    /// Writes if the kernel may have more.
+    fn write_within(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>>
+    where
+        S: Unpin,
+    {
+        let streams = self.requests.streams_alone();
+        let result = if self.room.poll(cx, streams, &self.stream).is_ready() {
+            write(Pin::new(&mut self.stream), cx)
+        } else {
+            Poll::Pending
+        };
+        if let Poll::Ready(Ok(count)) = &result {
+            self.room.under_way += count;
+        }
+        self.write_in_time(cx, result)
+    }
+}
+
+impl<S: AsyncWrite + SendQueue + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.write_in_time(cx, result)
+        self.write_within(cx, |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -151,8 +201,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.write_in_time(cx, result)
+        self.write_within(cx, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -168,12 +217,63 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 }
 
+/// What the kernel may hold of a connection that carries token streams only.
+struct Room {
+    /// Of one stream.
+    share: usize,
+    /// At most so many bytes are unacknowledged: what was when the kernel was asked last, and all that was
+    /// written since. So a reader who keeps up costs one system call in `share` bytes.
+    under_way: usize,
+    alarm: Option<Pin<Box<Sleep>>>,
+    wait: Duration,
+}
+
+/// Acknowledgements wake nobody: they are looked for after about a round trip, and ever more rarely.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+impl Room {
+    fn new(share: usize) -> Self {
+        Self {
+            share,
+            under_way: 0,
+            alarm: None,
+            wait: FIRST_LOOK,
+        }
+    }
+
+    /// Ready when more may be written for so many streams; 0 means that there is no bound.
+    fn poll(&mut self, cx: &mut Context<'_>, streams: usize, socket: &impl SendQueue) -> Poll<()> {
+        let most = self.share.saturating_mul(streams);
+        while streams > 0 && self.under_way > most {
+            let queue = socket.queue();
+            self.under_way = queue.unacknowledged;
+            // Of what is not even sent the kernel takes no more by itself, and says when it does.
+            if queue.unacknowledged <= most || queue.unsent > most / 2 {
+                break;
+            }
+            let alarm = self
+                .alarm
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.wait)));
+            ready!(alarm.as_mut().poll(cx));
+            self.wait = (self.wait * 2).min(LAST_LOOK);
+            alarm.as_mut().reset(Instant::now() + self.wait);
+        }
+        self.alarm = None;
+        self.wait = FIRST_LOOK;
+        Poll::Ready(())
+    }
+}
+
 /// The requests under way on one connection, from their headers to the end of their answers' bodies.
 #[derive(Default)]
 pub(super) struct Requests {
     open: Mutex<Slab<Arc<Body>>>,
     /// When the last one ended ([`clock::task_micros`]); 0 while any is under way.
     idle_since: AtomicU64,
+    /// How many there are, and how many of them are answered by token streams.
+    count: AtomicUsize,
+    streams: AtomicUsize,
 }
 
 /// One request.
@@ -196,10 +296,23 @@ impl Requests {
         let body = Arc::<Body>::default();
         let mut open = self.lock();
         self.idle_since.store(0, SeqCst);
+        self.count.fetch_add(1, Relaxed);
         InFlight {
             key: open.insert(body.clone()),
             body,
             requests: self.clone(),
+            is_stream: false,
+        }
+    }
+
+    /// How many are answered by token streams; 0 if others are under way, too, which shall be as fast as
+    /// the kernel makes them.
+    fn streams_alone(&self) -> usize {
+        let streams = self.streams.load(Relaxed);
+        if streams == self.count.load(Relaxed) {
+            streams
+        } else {
+            0
         }
     }
 
@@ -239,9 +352,16 @@ pub(super) struct InFlight {
     requests: Arc<Requests>,
     key: usize,
     body: Arc<Body>,
+    is_stream: bool,
 }
 
 impl InFlight {
+    /// It is answered by a token stream.
+    pub(super) fn streams(&mut self) {
+        self.is_stream = true;
+        self.requests.streams.fetch_add(1, Relaxed);
+    }
+
     /// Keeps the request until `body` is done with.
     pub(super) fn until_end_of<B>(self, body: B) -> Held<B> {
         Held {
@@ -255,6 +375,10 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let mut open = self.requests.lock();
         open.remove(self.key);
+        self.requests.count.fetch_sub(1, Relaxed);
+        if self.is_stream {
+            self.requests.streams.fetch_sub(1, Relaxed);
+        }
         if open.is_empty() {
             self.requests.idle_since.store(clock::task_micros(), SeqCst);
         }
@@ -296,8 +420,90 @@ impl<B: http_body::Body + Unpin> http_body::Body for Held<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outq::Queue;
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Sink};
+
+    const SHARE: usize = 1000;
+
+    impl SendQueue for DuplexStream {
+        fn queue(&self) -> Queue {
+            Queue::default()
+        }
+    }
+
+    /// A connection that sends everything and is told of acknowledgements by the test.
+    struct Far {
+        sink: Sink,
+        queue: Arc<Mutex<Queue>>,
+    }
+
+    impl SendQueue for Far {
+        fn queue(&self) -> Queue {
+            *self.queue.lock().unwrap()
+        }
+    }
+
+    impl AsyncWrite for Far {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.queue.lock().unwrap().unacknowledged += buf.len();
+            Pin::new(&mut self.sink).poll_write(cx, buf)
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// How many bytes of 100 at a time go out before nothing more does for a second.
+    async fn pulled(io: &mut Guarded<Far>) -> usize {
+        let mut written = 0;
+        while let Ok(Ok(count)) =
+            tokio::time::timeout(Duration::from_secs(1), io.write(&[0; 100])).await
+        {
+            written += count;
+            if written > 100 * SHARE {
+                break;
+            }
+        }
+        written
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_keep_to_their_share_of_what_is_not_acknowledged() {
+        let requests = Requests::new();
+        let queue = Arc::<Mutex<Queue>>::default();
+        let far = Far {
+            sink: tokio::io::sink(),
+            queue: queue.clone(),
+        };
+        let mut io = guarded(far, &requests);
+        let mut one = requests.begin();
+        one.streams();
+        let first = pulled(&mut io).await;
+        assert!((SHARE..=SHARE + 100).contains(&first), "{first}");
+        queue.lock().unwrap().unacknowledged -= 500;
+        let then = pulled(&mut io).await;
+        assert!((400..=600).contains(&then), "{then}");
+        // A second stream brings its own share, one that ends takes its share away.
+        let mut two = requests.begin();
+        two.streams();
+        let more = pulled(&mut io).await;
+        assert!((SHARE - 100..=SHARE + 100).contains(&more), "{more}");
+        drop(two);
+        assert_eq!(pulled(&mut io).await, 0);
+        // An answer that is no stream knows no bound.
+        let _document = requests.begin();
+        assert!(pulled(&mut io).await > 100 * SHARE);
+    }
 
     fn guarded<S>(stream: S, requests: &Arc<Requests>) -> Guarded<S> {
         Guarded::new(
@@ -306,6 +512,7 @@ mod tests {
             requests.clone(),
             Some(Duration::from_secs(5)),
             Duration::from_mins(1),
+            SHARE,
         )
     }
 

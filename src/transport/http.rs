@@ -19,7 +19,8 @@ use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::listen::Peer;
-use super::tokens::{First, TokenBody};
+use super::pace::Pace;
+use super::tokens::{First, Streamed, TokenBody};
 use super::{assets, rpc, vectors};
 use crate::engine::TokenizeOptions;
 use crate::gateway::Gateway;
@@ -165,6 +166,7 @@ async fn completions(State(context): State<Context>, request: Request) -> Respon
 type Parse = fn(&[u8], &Head<'_>) -> Result<Call, Failure>;
 
 async fn generate(context: &Context, request: Request, route: Route, parse: Parse) -> Response {
+    let pace = Pace::of(request.extensions());
     let call = match read_counted(context, request, route, parse).await {
         Ok((call, _)) => call,
         Err(failure) => return fail(&failure),
@@ -181,12 +183,13 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
     };
     let encoder = answer.encoder(&model, stream.is_deterministic());
     let streamed = answer.streamed();
-    let body = TokenBody::new(stream, encoder, answer, context.keep_alive);
+    let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive);
     match body.first().await {
         First::Refused(refusal, bytes, failure) => refused(refusal, bytes, &failure),
         First::Begins(body) if streamed => {
             let content_type = HeaderValue::from_static(body.content_type());
             let mut response = Response::new(Body::new(body));
+            response.extensions_mut().insert(Streamed);
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, content_type);
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

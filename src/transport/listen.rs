@@ -29,7 +29,10 @@ use tower_service::Service;
 
 use super::config::Server;
 use super::guard::{Guarded, InFlight, Requests};
-use super::tls::{self, Tls};
+use super::outq::SendQueue;
+use super::pace::{Pace, SmallFrames};
+use super::tls::{self, CIPHERTEXT_AHEAD, Tls};
+use super::tokens::{MAX_FRAME, Streamed};
 use crate::telemetry::Metrics;
 
 /// Connections that the kernel keeps for us while the accept loop is busy.
@@ -39,7 +42,7 @@ const BACKLOG: i32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The HTTP/2 client preface (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// HTTP/2's largest frame by default, and ours: a frame once taken by the send queue cannot be split.
 const FRAME: u32 = 16 * 1024;
@@ -106,12 +109,25 @@ pub struct Serving {
     pub settings: Server,
     /// How long a peer may take nothing of what is sent to it.
     pub write_timeout: Duration,
+    /// Bytes of one stream that may be unsent or unacknowledged.
+    pub send_budget: usize,
     /// Places for connections, shared by all public listeners.
     pub places: Arc<Semaphore>,
     /// Where connections are counted, if they are.
     pub metrics: Option<Arc<Metrics>>,
     /// How connections end.
     pub closing: Closing,
+}
+
+impl Serving {
+    /// What of a stream's budget is left for the kernel beside the buffers above it: hyper's, the frame
+    /// that it holds, and what TLS has encrypted. Never less than the kernel takes unsent anyway.
+    fn kernel_share(&self) -> usize {
+        let above =
+            self.settings.max_header_bytes.max(STREAM_SEND_BUFFER) + MAX_FRAME + CIPHERTEXT_AHEAD;
+        let share = self.send_budget.saturating_sub(above);
+        share.max(self.settings.notsent_lowat)
+    }
 }
 
 /// Accepts until told to stop. Connections run on until [`Closing`] ends them.
@@ -207,7 +223,7 @@ async fn serve<S>(
     serving: &Serving,
 ) -> Result<(), Error>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + SendQueue + Unpin + Send + 'static,
 {
     let requests = Requests::new();
     let header_timeout = (!is_http2).then_some(serving.settings.header_timeout);
@@ -217,12 +233,23 @@ where
         requests.clone(),
         header_timeout,
         serving.write_timeout,
+        serving.kernel_share(),
     );
-    let io = TokioIo::new(io);
+    let mut pace = Pace::default();
+    let io = TokioIo::new(if is_http2 {
+        let small_frames = SmallFrames::new();
+        pace.small_frames = Some(small_frames.clone());
+        io.with_account(small_frames)
+    } else {
+        io
+    });
     let router = serving.router.clone();
     let service = {
         let requests = requests.clone();
-        service_fn(move |request| respond(router.clone(), peer.clone(), request, requests.begin()))
+        service_fn(move |request| {
+            let about = (peer.clone(), pace.clone());
+            respond(router.clone(), about, request, requests.begin())
+        })
     };
     let graceful = serving.closing.graceful.cancelled();
     if is_http2 {
@@ -354,11 +381,15 @@ where
 
 async fn respond(
     mut router: Router,
-    peer: Peer,
+    (peer, pace): (Peer, Pace),
     mut request: Request<Incoming>,
-    in_flight: InFlight,
+    mut in_flight: InFlight,
 ) -> Result<Response<Body>, std::convert::Infallible> {
     request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(pace);
     let response = router.call(request).await?;
+    if response.extensions().get::<Streamed>().is_some() {
+        in_flight.streams();
+    }
     Ok(response.map(|body| Body::new(in_flight.until_end_of(body))))
 }

@@ -10,6 +10,8 @@ mod guard;
 pub mod http;
 pub mod listen;
 pub mod ops;
+mod outq;
+mod pace;
 mod rpc;
 pub mod tls;
 mod tokens;

@@ -10,7 +10,8 @@ use std::task::{self, Poll, ready};
 use tokio_stream::{Stream, StreamExt, StreamMap};
 
 use super::http::{Context, as_model, document, read_counted, write_tokens};
-use super::tokens::TokenBody;
+use super::pace::Pace;
+use super::tokens::{Streamed, TokenBody};
 use super::vectors;
 use crate::generation::{BoxFuture, Failure, RequestId};
 use crate::telemetry::{RequestRecorder, Route};
@@ -26,6 +27,7 @@ pub(super) async fn openrpc() -> Response {
 
 /// `POST /rpc`.
 pub(super) async fn handle(State(context): State<Context>, request: Request) -> Response {
+    let pace = Pace::of(request.extensions());
     let parse = |body: &[u8], head: &Head<'_>| Ok(jsonrpc::parse(body, head));
     let (Incoming { items, framing }, id) =
         match read_counted(&context, request, Route::Rpc, parse).await {
@@ -40,12 +42,13 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
     let mut expects_reply = false;
     for (index, item) in items.into_iter().enumerate() {
         expects_reply |= !item.reply.is_notification();
-        replies.insert(index, begin(&context, item, &id).await);
+        replies.insert(index, begin(&context, item, &pace, &id).await);
     }
     if framing == Framing::Lines {
         let mut response = Response::new(Body::from_stream(
             replies.map(|(_, bytes)| Ok::<_, std::convert::Infallible>(bytes)),
         ));
+        response.extensions_mut().insert(Streamed);
         let headers = response.headers_mut();
         let content_type = HeaderValue::from_static(framing.content_type());
         headers.insert(header::CONTENT_TYPE, content_type);
@@ -75,7 +78,7 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
 }
 
 /// Begins one call: its reply, or what it streams.
-async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
+async fn begin(context: &Context, item: Item, pace: &Pace, id: &RequestId) -> Replies {
     let Item { reply, work } = item;
     let method = match work {
         Ok(method) => method,
@@ -88,7 +91,7 @@ async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
         }
     };
     match method {
-        Method::Chat(call) | Method::Complete(call) => generate(context, call).await,
+        Method::Chat(call) | Method::Complete(call) => generate(context, call, pace.clone()).await,
         Method::Models => {
             let cards = context.gateway.models();
             let list: Vec<_> = cards.iter().map(as_model).collect();
@@ -132,13 +135,19 @@ async fn begin(context: &Context, item: Item, id: &RequestId) -> Replies {
     }
 }
 
-async fn generate(context: &Context, call: Call) -> Replies {
+async fn generate(context: &Context, call: Call, pace: Pace) -> Replies {
     let Call { request, answer } = call;
     let model = context.gateway.served_name(&request.model);
     match context.gateway.generate(request, Route::Rpc).await {
         Ok(stream) => {
             let encoder = answer.encoder(&model, stream.is_deterministic());
-            Box::pin(TokenBody::new(stream, encoder, answer, context.keep_alive))
+            Box::pin(TokenBody::new(
+                stream,
+                encoder,
+                answer,
+                pace,
+                context.keep_alive,
+            ))
         }
         Err(failure) => once(|out| {
             answer.refuse(&failure, out);

@@ -4,7 +4,7 @@
 //! tokens off the rings: this is where pressure on the socket becomes pressure on the engine.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,7 +12,8 @@ use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
-use crate::generation::{Burst, TokenStream};
+use super::pace::{Pace, Pacer};
+use crate::generation::{Burst, TokenStream, clock};
 use crate::wire::{Answer, Encoder, Refusal};
 
 /// First size of a body's buffer. Frames are cut off its front; a stream of single tokens allocates
@@ -21,7 +22,11 @@ const BUFFER: usize = 4 * 1024;
 
 /// Largest frame. What a send queue has taken it cannot give back or split (HTTP/2 counts whole frames
 /// against the window), so this is what a stopped reader can pull beyond its window.
-const FRAME: usize = 16 * 1024;
+pub(super) const MAX_FRAME: usize = 8 * 1024;
+
+/// Marks a response, among its extensions, whose body is made of tokens as they come.
+#[derive(Clone)]
+pub(super) struct Streamed;
 
 /// A stream of frames: one per burst, or a few where a burst is large.
 pub(super) struct TokenBody {
@@ -32,8 +37,12 @@ pub(super) struct TokenBody {
     encoder: Box<dyn Encoder>,
     answer: Box<dyn Answer>,
     out: BytesMut,
+    pacer: Pacer,
+    /// Until when what is in `out` waits for more.
+    held_until: Option<Instant>,
     keep_alive: Duration,
     quiet_since: Instant,
+    /// One timer for both: a frame that is held, or a sign of life. Tokens that go at once do not touch it.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -54,6 +63,7 @@ impl TokenBody {
         stream: TokenStream,
         encoder: Box<dyn Encoder>,
         answer: Box<dyn Answer>,
+        pace: Pace,
         keep_alive: Duration,
     ) -> Self {
         Self {
@@ -63,6 +73,8 @@ impl TokenBody {
             encoder,
             answer,
             out: BytesMut::new(),
+            pacer: Pacer::new(pace),
+            held_until: None,
             keep_alive,
             quiet_since: Instant::now(),
             alarm: None,
@@ -112,7 +124,7 @@ impl TokenBody {
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if !self.out.is_empty() {
+        if !self.out.is_empty() && self.held_until.is_none() {
             self.stream.handed();
             return Poll::Ready(Some(self.frame()));
         }
@@ -120,8 +132,14 @@ impl TokenBody {
             if !std::mem::take(&mut self.primed) {
                 match self.stream.poll_burst(cx, &mut self.burst) {
                     Poll::Ready(true) => {}
-                    Poll::Ready(false) => return Poll::Ready(None),
-                    Poll::Pending => return self.poll_keep_alive(cx),
+                    Poll::Ready(false) if self.out.is_empty() => return Poll::Ready(None),
+                    Poll::Ready(false) => return Poll::Ready(Some(self.frame())),
+                    Poll::Pending => {
+                        return match self.held_until {
+                            Some(until) => self.poll_held(cx, until),
+                            None => self.poll_keep_alive(cx),
+                        };
+                    }
                 }
             }
             if self.out.capacity() == 0 {
@@ -133,7 +151,14 @@ impl TokenBody {
                 }
                 _ => self.encoder.encode(&self.burst, &mut self.out),
             }
-            if !self.out.is_empty() {
+            if self.out.is_empty() {
+                continue;
+            }
+            let first = self.burst.times().first();
+            let waited = first.map_or(0, |(_, at)| clock::task_micros().saturating_sub(*at));
+            let waited = Duration::from_micros(waited);
+            self.held_until = self.pacer.hold(self.out.len(), waited, Instant::now());
+            if self.held_until.is_none() {
                 return Poll::Ready(Some(self.frame()));
             }
         }
@@ -142,8 +167,23 @@ impl TokenBody {
     /// Cuts one frame off what is encoded.
     fn frame(&mut self) -> Bytes {
         self.quiet_since = Instant::now();
-        let len = self.out.len().min(FRAME);
+        self.held_until = None;
+        let len = self.out.len().min(MAX_FRAME);
+        self.pacer.sent(len, self.quiet_since);
         self.out.split_to(len).freeze()
+    }
+
+    /// Nothing more has come yet: sends what is held once its time is over.
+    fn poll_held(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Option<Bytes>> {
+        let alarm = self
+            .alarm
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if alarm.deadline() != until {
+            alarm.as_mut().reset(until);
+        }
+        ready!(alarm.as_mut().poll(cx));
+        self.stream.handed();
+        Poll::Ready(Some(self.frame()))
     }
 
     /// Sends a sign of life when nothing has gone out for a while. One timer per stream, moved only

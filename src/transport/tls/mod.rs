@@ -34,7 +34,7 @@ const TCP_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Bytes that rustls encrypts ahead of the socket for one connection. Its own bound of 64 KiB would
 /// be as much again as a stream may have under way.
-const CIPHERTEXT_AHEAD: usize = 16 * 1024;
+pub(super) const CIPHERTEXT_AHEAD: usize = 8 * 1024;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
