@@ -181,7 +181,7 @@ pub(super) struct WindowUpdates {
 /// A frame's head.
 const HEAD: usize = 9;
 
-/// A whole WINDOW_UPDATE, and its type.
+/// A whole `WINDOW_UPDATE`, and its type.
 const UPDATE: usize = HEAD + 4;
 const WINDOW_UPDATE: u8 = 8;
 
@@ -210,14 +210,16 @@ impl WindowUpdates {
             self.frame[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
             self.have += taken;
             bytes = &bytes[taken..];
-            let [a, b, c, kind, _, stream @ .., w, x, y, z] = self.frame;
-            let length = u32::from_be_bytes([0, a, b, c]);
+            let number = |at: usize| {
+                let four = [0, 1, 2, 3].map(|i| self.frame[at + i]);
+                u32::from_be_bytes(four)
+            };
+            let (length, kind) = (number(0) >> 8, self.frame[3]);
             if self.have == UPDATE {
-                self.have = 0;
-                if u32::from_be_bytes(stream) & RESERVED == 0 {
-                    let more = u32::from_be_bytes([w, x, y, z]) & RESERVED;
-                    grows = grows.saturating_add(more);
+                if number(5) & RESERVED == 0 {
+                    grows = grows.saturating_add(number(HEAD) & RESERVED);
                 }
+                self.have = 0;
             } else if self.have == HEAD && !(kind == WINDOW_UPDATE && length == 4) {
                 self.have = 0;
                 self.skip = length as usize;

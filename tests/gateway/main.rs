@@ -32,3 +32,4 @@ mod text;
 mod timeouts;
 mod tls;
 mod vectors;
+mod windows;

@@ -1,103 +1,22 @@
 //! TLS: what is offered, whose certificate is shown and swapped, and who is turned away.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tempfile::TempDir;
+use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Answer, Metrics, TestGateway, chat_body, gateway, within};
+use crate::support::{
+    Answer, Certified, Metrics, TestGateway, chat_body, connect, gateway, read_certificate,
+    replace, trusting, within,
+};
 
 const STREAMED: &str = "scripted?text=abcdefgh&token_bytes=8&tokens=40";
-
-/// A folder with a certificate for loopback, as `cert.pem` and `key.pem`.
-struct Certified {
-    folder: TempDir,
-}
-
-impl Certified {
-    fn new() -> Self {
-        let certified = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
-        certified.renew();
-        certified
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Replaces both files by a new pair; returns the new certificate.
-    fn renew(&self) -> CertificateDer<'static> {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        replace(&self.path("key.pem"), &key.serialize_pem());
-        replace(&self.path("cert.pem"), &certificate.pem());
-        certificate.der().clone()
-    }
-
-    fn section(&self) -> String {
-        let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
-        format!(
-            "[tls]\ncert = '{}'\nkey = '{}'",
-            cert.display(),
-            key.display()
-        )
-    }
-}
-
-/// As tools that renew certificates do: a new file, then a rename.
-fn replace(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    std::fs::write(&new, text).unwrap();
-    std::fs::rename(&new, path).unwrap();
-}
-
-fn read(path: &Path) -> CertificateDer<'static> {
-    CertificateDer::from_pem_file(path).unwrap()
-}
-
-/// A client that trusts this certificate.
-fn trusting(
-    certificate: CertificateDer<'static>,
-) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-}
-
-async fn connect(
-    address: SocketAddr,
-    mut config: ClientConfig,
-    protocols: &[&str],
-) -> std::io::Result<TlsStream<TcpStream>> {
-    config.alpn_protocols = protocols
-        .iter()
-        .map(|name| name.as_bytes().to_vec())
-        .collect();
-    let socket = TcpStream::connect(address).await?;
-    let name = ServerName::try_from("localhost").unwrap();
-    within(TlsConnector::from(Arc::new(config)).connect(name, socket)).await
-}
 
 fn ask(body: String) -> hyper::Request<Full<Bytes>> {
     hyper::Request::post("https://localhost/v1/chat/completions")
@@ -153,7 +72,7 @@ async fn http_1_and_2_are_agreed_on_and_stream_the_same_text() {
         // A client that knows nothing of ALPN speaks HTTP/1.1.
         (&[], None),
     ] {
-        let client = trusting(read(&certified.path("cert.pem"))).with_no_client_auth();
+        let client = certified.client();
         let stream = connect(gateway.secure(), client, protocols).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), agreed);
         assert_eq!(chat(stream).await, expected);
@@ -166,7 +85,7 @@ async fn http_1_and_2_are_agreed_on_and_stream_the_same_text() {
 async fn a_protocol_that_is_not_offered_is_refused() {
     let certified = Certified::new();
     let gateway = on_files(&certified).await;
-    let client = trusting(read(&certified.path("cert.pem"))).with_no_client_auth();
+    let client = certified.client();
     assert!(
         connect(gateway.secure(), client, &["spdy/3"])
             .await
@@ -179,7 +98,7 @@ async fn the_self_signed_certificate_is_kept_and_good_for_loopback() {
     let state = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         let gateway = gateway().scripted().self_signed(state.path()).start().await;
-        let kept = read(&state.path().join("dev-cert.pem"));
+        let kept = read_certificate(&state.path().join("dev-cert.pem"));
         let client = trusting(kept.clone()).with_no_client_auth();
         let stream = connect(gateway.secure(), client, &["h2"]).await.unwrap();
         assert_eq!(stream.get_ref().1.peer_certificates().unwrap(), [kept]);
@@ -190,7 +109,7 @@ async fn the_self_signed_certificate_is_kept_and_good_for_loopback() {
 async fn a_renewed_certificate_is_shown_while_old_connections_go_on_and_a_bad_one_is_refused() {
     let certified = Certified::new();
     let gateway = on_files(&certified).await;
-    let old = read(&certified.path("cert.pem"));
+    let old = certified.certificate();
     let client = |certificate| trusting(certificate).with_no_client_auth();
     let before = connect(gateway.secure(), client(old.clone()), &["h2"])
         .await
@@ -240,24 +159,24 @@ async fn what_is_no_tls_or_never_ends_its_handshake_is_turned_away() {
     };
     gateway.until("both are counted", ended).await;
     drop(silent);
-    let client = trusting(read(&certified.path("cert.pem"))).with_no_client_auth();
+    let client = certified.client();
     let stream = connect(gateway.secure(), client, &["h2"]).await.unwrap();
     assert_eq!(chat(stream).await.len(), 40 * 8);
 }
 
-/// An authority for clients, with its certificate in `folder`.
-fn authority(folder: &Path) -> CertifiedIssuer<'static, KeyPair> {
+/// An authority for clients, with its certificate as `ca.pem`.
+fn authority(certified: &Certified) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new([]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    std::fs::write(folder.join("ca.pem"), issuer.pem()).unwrap();
+    std::fs::write(certified.path("ca.pem"), issuer.pem()).unwrap();
     issuer
 }
 
 #[tokio::test]
 async fn a_clients_certificate_is_asked_for_and_judged() {
     let certified = Certified::new();
-    let issuer = authority(certified.folder.path());
+    let issuer = authority(&certified);
     let more = format!(
         "client_ca = '{}'\nclient_auth = 'required'",
         certified.path("ca.pem").display()
@@ -268,7 +187,7 @@ async fn a_clients_certificate_is_asked_for_and_judged() {
         .with(&more)
         .start()
         .await;
-    let server = || trusting(read(&certified.path("cert.pem")));
+    let server = || trusting(certified.certificate());
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([]).unwrap();
     params.distinguished_name.push(DnType::CommonName, "chat");

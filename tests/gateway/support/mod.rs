@@ -9,6 +9,7 @@ mod lora;
 mod metrics;
 mod raw;
 mod sse;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub(crate) use self::lora::Lora;
 pub(crate) use self::metrics::Metrics;
 pub(crate) use self::raw::Raw;
 pub(crate) use self::sse::{Answer, Event};
+pub(crate) use self::tls::{Certified, connect, read_certificate, replace, secure, trusting};
 
 /// The longest that anything here may take. Nothing waits for it unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
