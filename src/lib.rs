@@ -16,7 +16,7 @@
 //!  5  transport | client
 //!  4  gateway | wire | control
 //!  3  route
-//!  2  engine
+//!  2  auth | engine
 //!  1  telemetry
 //!  0  generation
 //! ```
@@ -30,6 +30,7 @@ pub mod wire;
 pub mod gateway;
 pub mod control;
 pub mod route;
+pub mod auth;
 pub mod engine;
 pub mod telemetry;
 pub mod generation;

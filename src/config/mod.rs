@@ -24,6 +24,7 @@ pub use self::error::{ConfigError, Origin, Problem};
 pub use self::sources::{Flags, Sources};
 
 use self::tree::Step;
+use crate::auth::config::Auth;
 use crate::engine::config::{Backing, Model, Process};
 use crate::gateway::settings::{Deadlines, Drain, Limits, Stream};
 use crate::telemetry;
@@ -40,6 +41,8 @@ pub struct Config {
     pub tls: Tls,
     /// The operator's listener.
     pub ops: Ops,
+    /// Token binding and early data.
+    pub auth: Auth,
     /// The path of tokens to one reader.
     pub stream: Stream,
     /// Bounds on the time of one request.

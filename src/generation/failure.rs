@@ -35,6 +35,10 @@ pub enum Kind {
     Unauthorized,
     /// The caller is known and may not do this.
     Forbidden,
+    /// A request with this id was served before; it does not run twice.
+    Replayed,
+    /// It came as early data of a TLS handshake and could not wait for the handshake's end.
+    TooEarly,
     /// A rate or quota of the caller is used up.
     Limited,
     /// The waiting queue is full or no slot came free; nothing was started.
@@ -67,8 +71,10 @@ impl Kind {
             | Self::MethodNotAllowed
             | Self::UnsupportedMedia
             | Self::SlowRequest => Outcome::Invalid,
-            Self::Unauthorized | Self::Forbidden | Self::Limited => Outcome::Limited,
-            Self::Overloaded | Self::Draining | Self::NotReady => Outcome::Shed,
+            Self::Unauthorized | Self::Forbidden | Self::Replayed | Self::Limited => {
+                Outcome::Limited
+            }
+            Self::TooEarly | Self::Overloaded | Self::Draining | Self::NotReady => Outcome::Shed,
             Self::Deadline => Outcome::Deadline,
             Self::Stalled => Outcome::Stalled,
             Self::Cancelled => Outcome::ClientGone,

@@ -45,6 +45,9 @@ pub const fn codes(kind: Kind) -> Codes {
         Kind::Unauthorized => row("unauthorized", 401, "authentication_error", Some("invalid_api_key"), -32010, 0x20, false),
         Kind::Forbidden => row("forbidden", 403, "permission_error", Some("forbidden"), -32011, 0x21, false),
         Kind::Limited => row("limited", 429, "rate_limit_error", Some("rate_limit_exceeded"), -32012, 0x22, true),
+        Kind::Replayed => row("replayed", 409, INVALID, Some("request_replayed"), -32013, 0x23, false),
+        // RFC 8470: nothing was started, and after the handshake the same request is welcome.
+        Kind::TooEarly => row("too_early", 425, INVALID, Some("too_early"), -32014, 0x24, true),
         // 503 and not 429: the caller did nothing wrong, the server is full. Load balancers move on at
         // a 503, and SDKs repeat both after Retry-After.
         Kind::Overloaded => row("overloaded", 503, "overloaded_error", Some("overloaded"), -32020, 0x30, true),
@@ -133,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 18] = [
+    const KINDS: [Kind; 20] = [
         Kind::Invalid,
         Kind::ContextExceeded,
         Kind::TooLarge,
@@ -143,6 +146,8 @@ mod tests {
         Kind::SlowRequest,
         Kind::Unauthorized,
         Kind::Forbidden,
+        Kind::Replayed,
+        Kind::TooEarly,
         Kind::Limited,
         Kind::Overloaded,
         Kind::Draining,
@@ -173,7 +178,7 @@ mod tests {
     fn only_what_sdks_would_repeat_by_themselves_says_retry() {
         for codes in KINDS.map(codes) {
             assert!(
-                !codes.retry || matches!(codes.status, 408 | 429 | 502 | 503),
+                !codes.retry || matches!(codes.status, 408 | 425 | 429 | 502 | 503),
                 "{codes:?}"
             );
         }

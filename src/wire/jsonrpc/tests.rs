@@ -467,6 +467,8 @@ fn the_openrpc_document_lists_the_code_of_every_error() {
         Kind::NotFound,
         Kind::Unauthorized,
         Kind::Forbidden,
+        Kind::Replayed,
+        Kind::TooEarly,
         Kind::Limited,
         Kind::Overloaded,
         Kind::Draining,

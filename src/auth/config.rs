@@ -1,0 +1,96 @@
+//! `[auth]`: token binding and the memory of early data.
+
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+/// `[auth]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// TLS tickets known at once, live and spent; 0 resumes nobody.
+    #[serde(deserialize_with = "count")]
+    pub max_tickets: usize,
+    /// From issuing a ticket to the last connection that it opens.
+    #[serde(deserialize_with = "lifetime")]
+    pub ticket_lifetime: Duration,
+    /// From a full handshake to the last resumption that descends from it.
+    #[serde(deserialize_with = "lifetime")]
+    pub lineage_lifetime: Duration,
+    /// From binding to the end of the bound token.
+    #[serde(deserialize_with = "lifetime")]
+    pub token_lifetime: Duration,
+    /// Ids of requests served early that are remembered; 0 serves nothing early.
+    #[serde(deserialize_with = "count")]
+    pub max_early_ids: usize,
+    /// Whether a bound token needs a proof with every request, or only with early ones.
+    pub require_proof: bool,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            max_tickets: 65_536,
+            ticket_lifetime: Duration::from_hours(1),
+            lineage_lifetime: Duration::from_hours(24),
+            token_lifetime: Duration::from_hours(24),
+            max_early_ids: 262_144,
+            require_proof: true,
+        }
+    }
+}
+
+/// Entries that still fit into memory.
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    const MOST: usize = 16 << 20;
+    let count = usize::deserialize(deserializer)?;
+    if count > MOST {
+        return Err(D::Error::custom(format_args!(
+            "{count} is out of range; must be at most {MOST}"
+        )));
+    }
+    Ok(count)
+}
+
+/// A week is the longest that TLS lets a ticket live (RFC 8446, section 4.6.1), and nothing here has
+/// a reason to live longer.
+fn lifetime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let time: Duration = humantime_serde::deserialize(deserializer)?;
+    if !(Duration::from_secs(1)..=Duration::from_hours(7 * 24)).contains(&time) {
+        return Err(D::Error::custom("must be between 1s and 7days"));
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Auth, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_gives_the_defaults() {
+        assert_eq!(read(""), Ok(Auth::default()));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for bad in [
+            "max_tickets = 16777217",
+            "max_early_ids = -1",
+            "ticket_lifetime = '0s'",
+            "ticket_lifetime = '8days'",
+            "lineage_lifetime = '999ms'",
+            "token_lifetime = 'off'",
+            "require_proof = 1",
+            "ticket_life = '1h'",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        let good = read("max_tickets = 0\ntoken_lifetime = '7days'").unwrap();
+        assert_eq!(good.token_lifetime, Duration::from_hours(7 * 24));
+    }
+}
