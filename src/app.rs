@@ -3,12 +3,13 @@
 //! Owns every task and the order in which they end: listeners and their connections, loading, the
 //! watch, the metrics thread, and through the registry the engines' threads.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use crate::transport::files;
 use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Listener, Serving};
 use crate::transport::ops;
+use crate::transport::quic::{self, Quic};
 use crate::transport::tls::Tls;
 use crate::wire;
 
@@ -256,22 +258,37 @@ impl Endpoint {
             metrics,
             closing: closing.clone(),
         });
-        let open = |address, tls| -> anyhow::Result<SocketAddr> {
-            let socket =
-                listen::bind(address).with_context(|| format!("cannot listen on {address}"))?;
-            let address = socket.local_addr()?;
-            let listener = Listener { socket, tls };
-            closing
-                .tracker
-                .spawn(listen::accept(listener, serving.clone()));
+        let open = |listener: Listener| -> anyhow::Result<SocketAddr> {
+            let address = listener.socket.local_addr()?;
+            let accepting = listen::accept(listener, serving.clone());
+            closing.tracker.spawn(accepting);
             Ok(address)
         };
-        let plain = listen.plain.iter().map(|&at| open(at, None));
-        let addresses = plain.collect::<anyhow::Result<_>>()?;
+        let mut addresses = Vec::new();
+        for &at in listen.plain {
+            addresses.push(open(Listener {
+                socket: listen::bind(at).with_context(|| format!("cannot listen on {at}"))?,
+                tls: None,
+                alt_svc: None,
+            })?);
+        }
         let mut secure = Vec::new();
         if let Some((tls, listen)) = listen.secure {
+            let quic = Quic::new(serving.clone(), config.quic.clone(), tls.clone())?;
             for &at in listen {
-                secure.push(open(at, Some(tls.clone()))?);
+                let (tcp, udp) = bind_both(at, config.quic.enabled)
+                    .with_context(|| format!("cannot listen on {at}"))?;
+                let port = tcp.local_addr()?.port();
+                let alt_svc = udp.is_some().then(|| quic::alt_svc(port, &config.quic));
+                secure.push(open(Listener {
+                    socket: tcp,
+                    tls: Some(tls.clone()),
+                    alt_svc,
+                })?);
+                if let Some(udp) = udp {
+                    let endpoint = quic.endpoint(udp)?;
+                    closing.tracker.spawn(quic::accept(endpoint, quic.clone()));
+                }
             }
             let (tls, graceful) = (tls.clone(), closing.graceful.clone());
             let following = async move { graceful.run_until_cancelled(tls.follow()).await };
@@ -293,6 +310,26 @@ impl Endpoint {
             self.closing.now.cancel();
             // What is left are handlers whose connection is gone; they end with their next step.
             let _ = tokio::time::timeout(FLUSH, self.closing.tracker.wait()).await;
+        }
+    }
+}
+
+/// Other ports to try when TCP was given a free one that UDP cannot have.
+const PORTS_TO_TRY: usize = 16;
+
+/// A TCP socket and, if wanted, a UDP socket of the same number.
+fn bind_both(at: SocketAddr, with_udp: bool) -> std::io::Result<(TcpListener, Option<UdpSocket>)> {
+    let mut tries = if at.port() == 0 { PORTS_TO_TRY } else { 1 };
+    loop {
+        let tcp = listen::bind(at)?;
+        if !with_udp {
+            return Ok((tcp, None));
+        }
+        tries -= 1;
+        match quic::bind(tcp.local_addr()?) {
+            Ok(udp) => return Ok((tcp, Some(udp))),
+            Err(error) if tries == 0 => return Err(error),
+            Err(_) => {}
         }
     }
 }

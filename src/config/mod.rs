@@ -29,6 +29,7 @@ use crate::engine::config::{Backing, Model, Process};
 use crate::gateway::settings::{Deadlines, Drain, Limits, Stream};
 use crate::telemetry;
 use crate::transport::config::{Ops, Server};
+use crate::transport::quic::config::Quic;
 use crate::transport::tls::config::Tls;
 
 /// Every section. `config/sluicegate.toml` describes each key.
@@ -43,6 +44,8 @@ pub struct Config {
     pub ops: Ops,
     /// Token binding and early data.
     pub auth: Auth,
+    /// QUIC beside the TLS listener.
+    pub quic: Quic,
     /// The path of tokens to one reader.
     pub stream: Stream,
     /// Bounds on the time of one request.
@@ -108,6 +111,9 @@ impl Config {
         }
         for (name, message) in self.tls.conflicts() {
             found.push((vec![key("tls"), key(name)], message));
+        }
+        if let Some((name, message)) = self.quic.conflict() {
+            found.push((vec![key("quic"), key(name)], message));
         }
         let mut names = HashSet::new();
         for (index, model) in self.models.iter().enumerate() {

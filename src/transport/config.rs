@@ -147,7 +147,9 @@ pub(super) fn addresses<'de, D: Deserializer<'de>>(
 }
 
 /// A size between two bounds, both included.
-fn bytes<'de, D, const MIN: u64, const MAX: u64>(deserializer: D) -> Result<usize, D::Error>
+pub(super) fn bytes<'de, D, const MIN: u64, const MAX: u64>(
+    deserializer: D,
+) -> Result<usize, D::Error>
 where
     D: Deserializer<'de>,
 {

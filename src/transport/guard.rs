@@ -27,6 +27,9 @@ use super::outq::SendQueue;
 use super::pace::{SmallFrames, WindowUpdates};
 use crate::generation::clock;
 
+/// How often a connection of many streams is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// A connection whose first bytes were read already.
 pub(super) struct Guarded<S> {
     stream: S,
@@ -340,6 +343,21 @@ impl Requests {
         oldest.map_or(Duration::ZERO, |at| {
             Duration::from_micros(clock::task_micros().saturating_sub(at))
         })
+    }
+
+    /// Returns once there has been none for as long as `timeout`.
+    pub(super) async fn until_idle(&self, timeout: Duration) {
+        while self.idle_for() < timeout {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Returns once one of them has found no room for as long as `timeout`: its reader keeps its window
+    /// shut, which nothing else on the connection would show.
+    pub(super) async fn until_stalled(&self, timeout: Duration) {
+        while self.longest_stall() < timeout {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Slab<Arc<Body>>> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::{HeaderValue, header};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -99,6 +100,8 @@ pub struct Listener {
     pub socket: TcpListener,
     /// TLS, with what it shows and asks.
     pub tls: Option<Arc<Tls>>,
+    /// What its answers say of QUIC.
+    pub alt_svc: Option<HeaderValue>,
 }
 
 /// What every connection of an endpoint's listeners shares.
@@ -148,6 +151,7 @@ pub async fn accept(listener: Listener, serving: Arc<Serving>) {
         match accepted {
             Ok((stream, peer)) => {
                 let (serving, tls) = (serving.clone(), listener.tls.clone());
+                let alt_svc = listener.alt_svc.clone();
                 closing.tracker.spawn(async move {
                     let _counted = serving
                         .metrics
@@ -156,7 +160,7 @@ pub async fn accept(listener: Listener, serving: Arc<Serving>) {
                     tokio::select! {
                         biased;
                         () = serving.closing.now.cancelled() => {}
-                        result = connection(stream, peer, tls, &serving) => {
+                        result = connection(stream, peer, tls, alt_svc, &serving) => {
                             if let Err(error) = result {
                                 tracing::debug!(%peer, %error, "connection ended");
                             }
@@ -179,6 +183,7 @@ async fn connection(
     mut stream: TcpStream,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
+    alt_svc: Option<HeaderValue>,
     serving: &Serving,
 ) -> Result<(), Error> {
     tune(&stream, &serving.settings)?;
@@ -194,7 +199,7 @@ async fn connection(
             address,
             identity: None,
         };
-        return serve(stream, head, is_http2, peer, serving).await;
+        return serve(stream, head, is_http2, peer, alt_svc, serving).await;
     };
     let stream = tls.accept(stream).await?;
     let (_, session) = stream.get_ref();
@@ -203,7 +208,7 @@ async fn connection(
         address,
         identity: session.peer_certificates().and_then(tls::identity_of),
     };
-    serve(stream, Bytes::new(), is_http2, peer, serving).await
+    serve(stream, Bytes::new(), is_http2, peer, alt_svc, serving).await
 }
 
 /// Who is at the other end of a connection.
@@ -220,6 +225,7 @@ async fn serve<S>(
     head: Bytes,
     is_http2: bool,
     peer: Peer,
+    alt_svc: Option<HeaderValue>,
     serving: &Serving,
 ) -> Result<(), Error>
 where
@@ -244,11 +250,16 @@ where
         io
     });
     let router = serving.router.clone();
+    let about = About {
+        peer,
+        pace,
+        alt_svc,
+    };
     let service = {
         let requests = requests.clone();
         service_fn(move |request| {
-            let about = (peer.clone(), pace.clone());
-            respond(router.clone(), about, request, requests.begin())
+            let (router, about) = (router.clone(), about.clone());
+            respond(router, about, request, requests.begin())
         })
     };
     let graceful = serving.closing.graceful.cancelled();
@@ -379,17 +390,28 @@ where
     }
 }
 
+/// What all requests of a connection have in common, and what is added to their answers.
+#[derive(Clone)]
+struct About {
+    peer: Peer,
+    pace: Pace,
+    alt_svc: Option<HeaderValue>,
+}
+
 async fn respond(
     mut router: Router,
-    (peer, pace): (Peer, Pace),
+    about: About,
     mut request: Request<Incoming>,
     mut in_flight: InFlight,
 ) -> Result<Response<Body>, std::convert::Infallible> {
-    request.extensions_mut().insert(peer);
-    request.extensions_mut().insert(pace);
-    let response = router.call(request).await?;
+    request.extensions_mut().insert(about.peer);
+    request.extensions_mut().insert(about.pace);
+    let mut response = router.call(request).await?;
     if response.extensions().get::<Streamed>().is_some() {
         in_flight.streams();
+    }
+    if let Some(alt_svc) = about.alt_svc {
+        response.headers_mut().insert(header::ALT_SVC, alt_svc);
     }
     Ok(response.map(|body| Body::new(in_flight.until_end_of(body))))
 }

@@ -12,6 +12,7 @@ mod watch;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
@@ -127,8 +128,13 @@ impl Tls {
         }
     }
 
+    /// How long a handshake may take.
+    pub(super) fn handshake_timeout(&self) -> Duration {
+        self.settings.handshake_timeout
+    }
+
     /// Counts a handshake.
-    fn ended(&self, how: Handshake) {
+    pub(super) fn ended(&self, how: Handshake) {
         if let Some(metrics) = &self.metrics {
             metrics.transports.handshake(how);
         }

@@ -7,8 +7,10 @@
 mod http;
 mod lora;
 mod metrics;
+mod quic;
 mod raw;
 mod sse;
+mod tap;
 mod tls;
 
 use std::net::SocketAddr;
@@ -22,8 +24,10 @@ use tokio::task::JoinHandle;
 pub(crate) use self::http::{Ask, Reply};
 pub(crate) use self::lora::Lora;
 pub(crate) use self::metrics::Metrics;
+pub(crate) use self::quic::{Exchange, Http3, Quic, Served, close_code, request as quic_request};
 pub(crate) use self::raw::Raw;
 pub(crate) use self::sse::{Answer, Event};
+pub(crate) use self::tap::Tap;
 pub(crate) use self::tls::{Certified, connect, read_certificate, replace, secure, trusting};
 
 /// The longest that anything here may take. Nothing waits for it unless it is broken.
