@@ -55,6 +55,7 @@ fn encoders() -> Vec<(&'static str, Box<dyn Encoder>)> {
         ("sse_completion", completion),
         ("ndjson_chat", chat("application/x-ndjson")),
         ("text", chat("text/plain")),
+        ("frames", chat("application/vnd.sluice.frames")),
         ("jsonrpc", Ok(rpc_call())),
     ];
     calls

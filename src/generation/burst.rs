@@ -106,6 +106,8 @@ pub struct Burst {
     alternatives: Vec<ScoredEntry>,
     pub(super) times: Vec<(u32, u64)>,
     pub(super) cached: u32,
+    pub(super) usage: Usage,
+    pub(super) counts: Vec<u32>,
 }
 
 impl Burst {
@@ -131,6 +133,8 @@ impl Burst {
             alternatives: Vec::new(),
             times: Vec::new(),
             cached: 0,
+            usage: Usage::default(),
+            counts: Vec::new(),
         }
     }
 
@@ -143,6 +147,8 @@ impl Burst {
         self.alternatives.clear();
         self.times.clear();
         self.cached = 0;
+        self.usage = Usage::default();
+        self.counts.clear();
     }
 
     /// Tokens that may still be added.
@@ -173,6 +179,19 @@ impl Burst {
     #[must_use]
     pub fn cached_tokens(&self) -> u32 {
         self.cached
+    }
+
+    /// Tokens of the whole stream so far, these among them, as a [`super::TokenStream`] counts them.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Tokens of each choice since the burst before, as a [`super::TokenStream`] counts them: also those
+    /// whose text is still held back, which alone make no burst.
+    #[must_use]
+    pub fn counts(&self) -> &[u32] {
+        &self.counts
     }
 
     /// The events, in order.

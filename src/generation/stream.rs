@@ -66,6 +66,8 @@ pub struct TokenStream {
     sources: Vec<Option<Box<dyn Source>>>,
     /// Time of the last token of each choice; 0 before the first.
     last_token: Vec<u64>,
+    /// Tokens of each choice that no burst has told of.
+    untold: Vec<u32>,
     gaps: Vec<u32>,
     recorder: Arc<dyn Recorder>,
     /// Sources that have not ended.
@@ -108,6 +110,7 @@ impl TokenStream {
             watch: Some(watch.enter(shared.clone())),
             shared,
             last_token: vec![0; sources.len()],
+            untold: vec![0; sources.len()],
             gaps: Vec::new(),
             recorder: opening.recorder,
             open: sources.len(),
@@ -180,6 +183,9 @@ impl TokenStream {
             } else {
                 self.shared.handed_at.store(clock::task_micros(), Relaxed);
             }
+            burst.usage = self.usage();
+            burst.counts.extend_from_slice(&self.untold);
+            self.untold.fill(0);
             budget.made_progress();
             return Poll::Ready(true);
         }
@@ -246,6 +252,7 @@ impl TokenStream {
             let Some(last) = self.last_token.get_mut(choice as usize) else {
                 continue;
             };
+            self.untold[choice as usize] += 1;
             if *last != 0 {
                 let gap = u32::try_from(at.saturating_sub(*last)).unwrap_or(u32::MAX);
                 max_gap = max_gap.max(gap);

@@ -167,9 +167,14 @@ type Parse = fn(&[u8], &Head<'_>) -> Result<Call, Failure>;
 
 async fn generate(context: &Context, request: Request, route: Route, parse: Parse) -> Response {
     let pace = Pace::of(request.extensions());
+    let accept = accept(request.headers());
     let call = match read_counted(context, request, route, parse).await {
         Ok((call, _)) => call,
-        Err(failure) => return fail(&failure),
+        Err(failure) => {
+            let mut out = BytesMut::new();
+            let refusal = openai::refuse(&accept, &failure, &mut out);
+            return refused(refusal, out.freeze(), &failure);
+        }
     };
     let Call { request, answer } = call;
     let model = context.gateway.served_name(&request.model);
@@ -447,8 +452,10 @@ const OVERRUN: usize = 8;
 const PAUSE: Duration = Duration::from_millis(200);
 
 async fn gather(mut body: Body, most: usize, asks_first: bool) -> Result<Bytes, Failure> {
-    let broken = |error: axum::Error| {
-        Failure::new(Kind::Invalid, "The request body broke off.").with_source(error)
+    // A transport that knows why says it.
+    let broken = |error: axum::Error| match error.into_inner().downcast::<Failure>() {
+        Ok(failure) => *failure,
+        Err(error) => Failure::new(Kind::Invalid, "The request body broke off.").with_source(error),
     };
     let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let mut whole = BytesMut::new();

@@ -1,8 +1,10 @@
 //! Which format the caller wants: the `Accept` header against the body's `stream`.
 //!
 //! SDKs send `Accept: application/json` for streams too, and browsers' libraries send
-//! `application/json, text/plain, */*`. So the formats that are ours alone (bare text, NDJSON) are
+//! `application/json, text/plain, */*`. So the formats that are ours alone (bare text, NDJSON, frames) are
 //! chosen only when the header names one and likes it better than JSON and SSE.
+
+use super::sluice::FRAMES;
 
 /// A format for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,13 +15,15 @@ pub(super) enum Format {
     Lines,
     /// Bare text.
     Text,
+    /// The frames of `sluice/1`.
+    Frames,
     /// One JSON document.
     Document,
 }
 
 /// The format and whether it streams. `stream` is the body's field, if it was there.
 ///
-/// Bare text and NDJSON stream unless the body says `"stream": false`; otherwise `stream` decides
+/// Bare text, NDJSON and frames stream unless the body says `"stream": false`; otherwise `stream` decides
 /// between SSE and one document. A header that allows nothing we have is ignored (RFC 9110, 12.5.1).
 pub(super) fn choose(accept: &str, stream: Option<bool>) -> (Format, bool) {
     let mut usual = None::<f32>;
@@ -40,6 +44,7 @@ pub(super) fn choose(accept: &str, stream: Option<bool>) -> (Format, bool) {
             }
             "application/x-ndjson" | "application/ndjson" => Format::Lines,
             "text/plain" => Format::Text,
+            FRAMES => Format::Frames,
             _ => continue,
         };
         if ours.is_none_or(|(_, best)| quality > best) {
@@ -72,7 +77,7 @@ fn quality(parameter: &str) -> Option<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Format::{Document, Events, Lines, Text};
+    use Format::{Document, Events, Frames, Lines, Text};
 
     #[test]
     fn the_table_of_headers_and_flags() {
@@ -116,6 +121,22 @@ mod tests {
                 (Lines, true),
             ),
             ("text/plain, application/x-ndjson", None, (Text, true)),
+            ("application/vnd.sluice.frames", None, (Frames, true)),
+            (
+                "application/vnd.sluice.frames",
+                Some(false),
+                (Frames, false),
+            ),
+            (
+                "application/vnd.sluice.frames, */*;q=0.5",
+                Some(true),
+                (Frames, true),
+            ),
+            (
+                "application/vnd.sluice.frames;q=0.5, application/json",
+                Some(true),
+                (Events, true),
+            ),
             ("text/plain;q=0", None, (Document, false)),
             ("text/plain;q=0, */*", Some(true), (Events, true)),
             ("text/plain;q=nan", None, (Document, false)),

@@ -17,6 +17,12 @@ pub(super) trait Format: Send {
     /// The `content-type` of the answer.
     fn content_type(&self) -> &'static str;
 
+    /// Called before the events of each burst.
+    fn burst_begins(&mut self, _burst: &Burst, _out: &mut BytesMut) {}
+
+    /// Called after them.
+    fn burst_ends(&mut self, _out: &mut BytesMut) {}
+
     /// Called once for each choice, before anything else of it.
     fn begin(&mut self, _choice: u32, _out: &mut BytesMut) {}
 
@@ -114,6 +120,7 @@ impl<F: Format> Encoder for Unmarked<F> {
     }
 
     fn encode(&mut self, burst: &Burst, out: &mut BytesMut) {
+        self.format.burst_begins(burst, out);
         for event in burst.events() {
             match event {
                 Event::Text {
@@ -131,6 +138,7 @@ impl<F: Format> Encoder for Unmarked<F> {
                 Event::Failed(failure) => self.format.failed(failure, out),
             }
         }
+        self.format.burst_ends(out);
     }
 
     fn keep_alive(&mut self, out: &mut BytesMut) {

@@ -8,6 +8,7 @@
 //!
 //! * [`openai`]: chat completions and completions over SSE, NDJSON, bare text and whole documents.
 //! * [`jsonrpc`]: JSON-RPC 2.0 with streamed tokens.
+//! * [`sluice`]: the frames of our own protocol on QUIC, which are a format of `openai` as well.
 //! * [`tokenize`] and [`models`]: the plain endpoints beside them.
 //! * [`failure`]: the only table from a failure's kind to status codes.
 
@@ -20,6 +21,7 @@ mod mark;
 pub mod models;
 pub mod openai;
 mod read;
+pub mod sluice;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

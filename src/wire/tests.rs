@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::testing::{Step, encode_text, frames, head, lines};
+use super::sluice::frames::{Decoder, Frame};
+use super::testing::{Step, encode, encode_text, frames, head, lines};
 use super::*;
 use crate::generation::Finish;
 
@@ -56,12 +57,29 @@ fn read_back(steps: &[Step]) -> Vec<(&'static str, String)> {
             joined(&frames(&completion), "/choices/0/text"),
         ),
         ("text", chat("text/plain", true)),
+        ("frames", framed(steps)),
         (
             "document",
             joined(&[document], "/choices/0/message/content"),
         ),
         ("json-rpc", joined(&lines(&run(rpc())), "/params/text")),
     ]
+}
+
+/// The text in the frames of `sluice/1`.
+fn framed(steps: &[Step]) -> String {
+    let body = br#"{"prompt":"a"}"#;
+    let call = openai::parse_completion(body, &head(sluice::FRAMES)).unwrap();
+    let bytes = encode(&*call.answer, 1, steps.to_vec()).concat();
+    let (mut decoder, mut input) = (Decoder::new(), &bytes[..]);
+    let mut read = String::new();
+    while let Some(frame) = decoder.next(&mut input).unwrap() {
+        if let Frame::Tokens { text, .. } = frame {
+            read.push_str(text);
+        }
+    }
+    decoder.finish().unwrap();
+    read
 }
 
 fn joined(objects: &[Value], pointer: &str) -> String {

@@ -27,6 +27,8 @@ mod outcomes;
 mod prefixes;
 mod prompts;
 mod quic_hostile;
+mod sluice;
+mod sluice_hostile;
 mod streaming;
 mod structured;
 mod support;

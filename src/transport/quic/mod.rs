@@ -7,7 +7,7 @@
 //!  ClientHello         a TLS configuration of this connection's own
 //!      |  ALPN
 //!      v
-//!  HTTP/3              streams are served while the handshake still runs; `h3` holds what must not be
+//!  HTTP/3, sluice/1    streams are served while the handshake still runs; what must not be is held
 //!      |
 //!      v
 //!  GOAWAY, last answers acknowledged, closed
@@ -21,6 +21,9 @@ pub mod config;
 mod h3;
 mod handshake;
 mod parameters;
+mod priority;
+mod shared;
+mod sluice;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -38,6 +41,7 @@ use super::guard::Requests;
 use super::listen::Serving;
 use super::tls::{Tls, TlsError};
 use crate::telemetry;
+use crate::wire;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -56,10 +60,23 @@ const EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Http3,
+    Sluice,
 }
 
 /// In our order of preference.
-const PROTOCOLS: [(&[u8], Protocol); 1] = [(b"h3", Protocol::Http3)];
+const PROTOCOLS: [(&[u8], Protocol); 2] = [
+    (b"h3", Protocol::Http3),
+    (wire::sluice::ALPN, Protocol::Sluice),
+];
+
+/// Fields about one connection, which have no meaning here (RFC 9114, section 4.2).
+const OF_A_CONNECTION: [&str; 5] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// What all QUIC connections share.
 pub struct Quic {
@@ -283,12 +300,17 @@ async fn connection(
                 )
                 .await
             }
+            Protocol::Sluice => {
+                let handle = connection.clone();
+                sluice::serve(handle, handshake, &requests, quic.clone(), leave).await
+            }
         }
     };
     tokio::select! {
         error = handshaking => Err(error.into()),
         served = served => served,
-        () = requests.until_stalled(serving.write_timeout) => {
+        // sluice/1 ends the one stream.
+        () = requests.until_stalled(serving.write_timeout), if protocol == Protocol::Http3 => {
             let reason = "a stream's reader keeps its window shut";
             connection.close(EXCESSIVE_LOAD, reason.as_bytes());
             Err(reason.into())

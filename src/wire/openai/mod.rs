@@ -1,8 +1,8 @@
 //! OpenAI's chat completions and completions, streamed and whole.
 //!
-//! Shapes follow OpenAI's `openapi.yaml`. Ours alone are two more formats on the same paths, chosen by
-//! the `Accept` header: `application/x-ndjson` (the objects of the SSE frames, one a line) and
-//! `text/plain` (the text and nothing else; one choice only).
+//! Shapes follow OpenAI's `openapi.yaml`. Ours alone are three more formats on the same paths, chosen
+//! by the `Accept` header: `application/x-ndjson` (the objects of the SSE frames, one a line),
+//! `text/plain` (the text and nothing else; one choice only) and `application/vnd.sluice.frames`.
 //!
 //! `vectors.rs` has the two endpoints beside them that are answered with one document: embeddings, and
 //! the ranking of documents that OpenAI does not have.
@@ -22,7 +22,9 @@ use bytes::BytesMut;
 
 use super::accept::{self, Format};
 use super::mark::Unmarked;
-use super::{Answer, Call, EVENT_STREAM, Encoder, Head, NDJSON, Refusal, failure, json, read};
+use super::{
+    Answer, Call, EVENT_STREAM, Encoder, Head, NDJSON, Refusal, failure, json, read, sluice,
+};
 use crate::generation::{Failure, RequestId, Usage};
 
 pub(super) use body::{Wanted, chat, completion, count};
@@ -87,6 +89,15 @@ fn call(wanted: Wanted, head: &Head<'_>, dialect: Dialect) -> Result<Call, Failu
         request,
         answer: Box::new(answer),
     })
+}
+
+/// Appends the complete answer of a call to these endpoints that could not be read, in the format that
+/// its `Accept` header asks for.
+pub fn refuse(accept: &str, failure: &Failure, out: &mut BytesMut) -> Refusal {
+    match accept::choose(accept, None).0 {
+        Format::Frames => sluice::fault::refuse(failure, out),
+        _ => failure::refuse(failure, out),
+    }
 }
 
 /// Which of the two endpoints.
@@ -161,6 +172,7 @@ impl Answer for OpenAi {
         };
         match (self.format, self.streamed) {
             (Format::Text, _) => self.unmarked(text::Bare),
+            (Format::Frames, _) => self.unmarked(sluice::format::Frames::new(self.choices)),
             (Format::Events, _) => self.unmarked(chunks::Chunks::new(self, model, EVENT_STREAM)),
             (Format::Lines, true) => self.unmarked(chunks::Chunks::new(self, model, NDJSON)),
             (Format::Lines | Format::Document, _) => {
@@ -170,7 +182,10 @@ impl Answer for OpenAi {
     }
 
     fn refuse(&self, failure: &Failure, out: &mut BytesMut) -> Refusal {
-        failure::refuse(failure, out)
+        match self.format {
+            Format::Frames => sluice::fault::refuse(failure, out),
+            _ => failure::refuse(failure, out),
+        }
     }
 }
 

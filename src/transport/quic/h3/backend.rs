@@ -18,7 +18,7 @@ use h3::quic::{
 use quinn::VarInt;
 
 use super::frames::{FrameError, Frames};
-use super::priority;
+use crate::transport::quic::priority;
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@
 //!  finished; all acknowledged                   within write_timeout
 //! ```
 
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
@@ -22,50 +22,16 @@ use h3::error::Code;
 use h3::server::{RequestResolver, RequestStream};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tower_service::Service as _;
 
 use super::backend::{Connection, Control, Reader, Slot, Writer};
 use super::body::RequestBody;
-use super::priority;
-use crate::transport::early::EarlyData;
 use crate::transport::guard::{InFlight, Requests};
-use crate::transport::listen::Peer;
-use crate::transport::pace::Pace;
 use crate::transport::quic::budget::SendBudget;
 use crate::transport::quic::handshake::Handshake;
-use crate::transport::quic::{Error, Quic};
-use crate::transport::tls;
-
-/// Fields about one connection, which have no meaning here (RFC 9114, section 4.2).
-const OF_A_CONNECTION: [&str; 5] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// What all requests of a connection share.
-struct Shared {
-    connection: quinn::Connection,
-    handshake: Handshake,
-    identity: OnceLock<Option<Arc<str>>>,
-    quic: Arc<Quic>,
-}
-
-impl Shared {
-    /// Who the client's certificate says that it is. To be asked once the handshake has ended.
-    fn identity(&self) -> Option<Arc<str>> {
-        let read = || {
-            let chain = self.connection.peer_identity()?;
-            let chain = chain.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-            tls::identity_of(&chain)
-        };
-        self.identity.get_or_init(read).clone()
-    }
-}
+use crate::transport::quic::shared::Shared;
+use crate::transport::quic::{Error, OF_A_CONNECTION, Quic, priority};
 
 /// Serves a connection until it ends, or until `leave` and the requests that were begun before have
 /// been answered.
@@ -86,12 +52,7 @@ pub(in crate::transport::quic) async fn serve(
         .await?;
     let budget = SendBudget::new(connection.clone(), quic.serving.send_budget);
     let tracker = quic.serving.closing.tracker.clone();
-    let shared = Arc::new(Shared {
-        connection,
-        handshake,
-        identity: OnceLock::new(),
-        quic,
-    });
+    let shared = Shared::new(connection, handshake, quic);
     let mut tasks = JoinSet::new();
     let mut leaving = false;
     let mut leave = std::pin::pin!(leave);
@@ -169,19 +130,8 @@ async fn request(
     if early && !shared.handshake.clone().finished().await {
         return send.stop_stream(Code::H3_REQUEST_REJECTED);
     }
-    let peer = Peer {
-        address,
-        identity: shared.identity(),
-    };
-    let pace = Pace {
-        flush_interval: shared.quic.settings.flush_interval,
-        small_frames: None,
-    };
     let mut request = with_body(head, recv);
-    let extensions = request.extensions_mut();
-    extensions.insert(peer);
-    extensions.insert(pace);
-    extensions.insert(EarlyData(early));
+    shared.tell(request.extensions_mut(), early);
     let answer = answer(&mut send, serving.router.clone(), request, in_flight);
     let outcome = tokio::select! {
         biased;
