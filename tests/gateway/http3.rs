@@ -163,7 +163,7 @@ async fn a_stalled_reader_pauses_its_sequence_and_goes_on_where_it_was() {
         .http3(served.gateway.secure())
         .await;
     let stalled = http.chat("demo", more).await;
-    let paused = |m: &Metrics| m.sum("sequences_paused", &[]) == 1;
+    let paused = |m: &Metrics| m.paused() == 1;
     served
         .gateway
         .until("its sequence leaves the batch", paused)
@@ -196,7 +196,7 @@ async fn a_path_that_goes_dead_holds_no_more_than_its_budget() {
     cut_off.next_event().await.expect("it began");
     tap.hold();
     let before = tokens(&served.gateway.metrics().await);
-    let paused = |m: &Metrics| m.sum("sequences_paused", &[]) == 1;
+    let paused = |m: &Metrics| m.paused() == 1;
     let metrics = served.gateway.until("the engine waits", paused).await;
     let pulled = (tokens(&metrics) - before) * bytes / 1900;
     // The budget, a ring and a burst of tokens, and as many that are not counted yet.

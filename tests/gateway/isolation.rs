@@ -166,7 +166,7 @@ async fn who_leaves_frees_the_sequence_and_who_stalls_pauses_alone() {
     let ask = || gateway.chat("apart", "Tell me a story.", long);
     let expected = ask().send().await.answer().await.text();
     let mut stalled = ask().receive_buffer(4096).send().await;
-    let paused = |m: &Metrics| m.sum("sequences_paused", &[]) == 1;
+    let paused = |m: &Metrics| m.paused() == 1;
     gateway.until("its sequence leaves the batch", paused).await;
     let short = gateway
         .chat("apart", "x", r#""max_tokens":50"#)

@@ -252,7 +252,7 @@ async fn a_stalled_reader_pauses_its_sequence_and_goes_on_where_it_was() {
     let narrow = served.sluice_host().stream_window(1024);
     let sluice = served.sluice_by(&narrow).await;
     let mut stalled = sluice.chat("demo", more).await;
-    let paused = |m: &Metrics| m.sum("sequences_paused", &[]) == 1;
+    let paused = |m: &Metrics| m.paused() == 1;
     let paused_now = served
         .gateway
         .until("its sequence leaves the batch", paused);

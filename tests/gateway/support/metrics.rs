@@ -55,6 +55,11 @@ impl Metrics {
         self.sum("requests_total", &[])
     }
 
+    /// Sequences whose reader is behind: out of the batch, and a few seconds later set aside.
+    pub(crate) fn paused(&self) -> u64 {
+        self.sum("sequences_paused", &[]) + self.sum("sequences_parked", &[])
+    }
+
     /// Sequences in prefill or decode.
     pub(crate) fn running(&self) -> u64 {
         self.sum("requests_running", &[])
