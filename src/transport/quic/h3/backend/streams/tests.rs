@@ -8,6 +8,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig};
 use rustls::pki_types::PrivateKeyDer;
 
+use super::super::{Connection, Control, Slot};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
