@@ -250,6 +250,7 @@ impl Endpoint {
         let serving = Arc::new(Serving {
             router,
             settings: config.server.clone(),
+            http2: config.http2.clone(),
             // The stream of a stalled reader is cut first; its connection gets as long again, so
             // that a reader who comes back late is still told why.
             write_timeout: config.stream.stall_timeout.saturating_mul(2),

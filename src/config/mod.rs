@@ -29,6 +29,7 @@ use crate::engine::config::{Backing, Model, Process};
 use crate::gateway::settings::{Deadlines, Drain, Limits, Stream};
 use crate::telemetry;
 use crate::transport::config::{Ops, Server};
+use crate::transport::http2::Http2;
 use crate::transport::quic::config::Quic;
 use crate::transport::tls::config::Tls;
 
@@ -38,6 +39,8 @@ use crate::transport::tls::config::Tls;
 pub struct Config {
     /// The public listener.
     pub server: Server,
+    /// Windows, frames and patience of HTTP/2.
+    pub http2: Http2,
     /// The listener for TLS and QUIC.
     pub tls: Tls,
     /// The operator's listener.

@@ -48,6 +48,8 @@ pub struct Server {
     pub max_connections: NonZeroU32,
     /// HTTP/2 streams at once on one connection.
     pub max_streams_per_connection: NonZeroU32,
+    /// Whether the kernel sends what it is given at once (`TCP_NODELAY`), small or not.
+    pub nodelay: bool,
     /// Unsent bytes that the kernel takes for one connection (`TCP_NOTSENT_LOWAT`).
     #[serde(deserialize_with = "bytes::<_, 1, 1_073_741_824>")]
     pub notsent_lowat: usize,
@@ -72,6 +74,7 @@ impl Default for Server {
             max_json_depth: 64,
             max_connections: const { NonZeroU32::new(10_000).unwrap() },
             max_streams_per_connection: const { NonZeroU32::new(100).unwrap() },
+            nodelay: true,
             notsent_lowat: 16 << 10,
             state_dir: None,
             send_buffer: None,

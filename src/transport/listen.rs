@@ -30,6 +30,7 @@ use tower_service::Service;
 
 use super::config::Server;
 use super::guard::{Guarded, InFlight, Requests};
+use super::http2::Http2;
 use super::outq::SendQueue;
 use super::pace::{Pace, SmallFrames};
 use super::tls::{self, CIPHERTEXT_AHEAD, Tls};
@@ -44,23 +45,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The HTTP/2 client preface (RFC 9113, section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// HTTP/2's largest frame by default, and ours: a frame once taken by the send queue cannot be split.
-const FRAME: u32 = 16 * 1024;
-
-/// Bytes of one HTTP/2 stream that hyper takes from us beyond what the peer's window allows at once.
-const STREAM_SEND_BUFFER: usize = 16 * 1024;
-
-/// What one HTTP/2 stream, and all streams of a connection, may send us unread: request bodies only.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-
-/// HTTP/2 pings find a peer that vanished without a word.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Streams a peer may open and reset before we have looked at them (CVE-2023-44487).
-const PENDING_RESETS: usize = 20;
 
 /// How connections of one listener end.
 #[derive(Clone, Default)]
@@ -110,6 +94,8 @@ pub struct Serving {
     pub router: Router,
     /// Timeouts and bounds.
     pub settings: Server,
+    /// What HTTP/2 offers and bears.
+    pub http2: Http2,
     /// How long a peer may take nothing of what is sent to it.
     pub write_timeout: Duration,
     /// Bytes of one stream that may be unsent or unacknowledged.
@@ -126,8 +112,12 @@ impl Serving {
     /// What of a stream's budget is left for the kernel beside the buffers above it: hyper's, the frame
     /// that it holds, and what TLS has encrypted. Never less than the kernel takes unsent anyway.
     fn kernel_share(&self) -> usize {
-        let above =
-            self.settings.max_header_bytes.max(STREAM_SEND_BUFFER) + MAX_FRAME + CIPHERTEXT_AHEAD;
+        let above = self
+            .settings
+            .max_header_bytes
+            .max(self.http2.max_send_buffer)
+            + MAX_FRAME
+            + CIPHERTEXT_AHEAD;
         let share = self.send_budget.saturating_sub(above);
         share.max(self.settings.notsent_lowat)
     }
@@ -288,9 +278,6 @@ where
     Ok(())
 }
 
-/// How often an HTTP/2 connection is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 /// Returns when an HTTP/2 connection has been idle for too long. Its pings answer for the peer being
 /// there, not for its having anything to ask.
 ///
@@ -299,11 +286,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 async fn watch_http2(requests: &Requests, serving: &Serving) -> Result<(), Error> {
     tokio::select! {
         stalled = watch_stalls(requests, serving) => stalled,
-        () = async {
-            while requests.idle_for() < serving.settings.idle_timeout {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        } => Ok(()),
+        () = requests.until_idle(serving.settings.idle_timeout) => Ok(()),
     }
 }
 
@@ -312,15 +295,12 @@ async fn watch_http2(requests: &Requests, serving: &Serving) -> Result<(), Error
 /// # Errors
 /// One of them did not: its reader keeps the window shut, which no write on the socket would show.
 async fn watch_stalls(requests: &Requests, serving: &Serving) -> Result<(), Error> {
-    while requests.longest_stall() < serving.write_timeout {
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    requests.until_stalled(serving.write_timeout).await;
     Err("a stream's reader keeps its window shut".into())
 }
 
 fn tune(stream: &TcpStream, settings: &Server) -> io::Result<()> {
-    // A token is written when it comes, not when there are enough of them.
-    stream.set_nodelay(true)?;
+    stream.set_nodelay(settings.nodelay)?;
     let socket = SockRef::from(stream);
     // What the kernel has taken but not sent is text that a stopped reader can no longer hold back.
     let unsent = u32::try_from(settings.notsent_lowat).unwrap_or(u32::MAX);
@@ -365,15 +345,9 @@ fn http2_builder(serving: &Serving) -> http2::Builder<Tracked> {
     let mut builder = http2::Builder::new(Tracked(serving.closing.tracker.clone()));
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_send_buf_size(STREAM_SEND_BUFFER)
         .max_concurrent_streams(serving.settings.max_streams_per_connection.get())
-        .max_header_list_size(u32::try_from(serving.settings.max_header_bytes).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .max_header_list_size(u32::try_from(serving.settings.max_header_bytes).unwrap_or(u32::MAX));
+    serving.http2.apply(&mut builder);
     builder
 }
 

@@ -9,6 +9,7 @@ pub mod early;
 pub mod files;
 mod guard;
 pub mod http;
+pub mod http2;
 pub mod listen;
 pub mod ops;
 mod outq;
