@@ -26,6 +26,7 @@ use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Listener, Serving};
 use crate::transport::ops;
 use crate::transport::quic::{self, Quic};
+use crate::transport::resume::Streams;
 use crate::transport::tls::Tls;
 use crate::wire;
 
@@ -46,6 +47,8 @@ pub struct App {
     gateway: Arc<Gateway>,
     registry: Arc<Registry>,
     drain: Drain,
+    /// Streams that outlive their connection, if any may.
+    streams: Option<Arc<Streams>>,
     public: Endpoint,
     ops: Endpoint,
     watching: JoinHandle<()>,
@@ -100,6 +103,7 @@ impl App {
             plain: &config.server.listen,
             secure: tls.as_ref().map(|tls| (tls, &config.tls.listen[..])),
         };
+        let streams = Streams::new(&config.stream);
         let counted = Some(metrics.clone());
         let public = Endpoint::open(&listen, &config, counted, |config| {
             let context = Context {
@@ -111,6 +115,7 @@ impl App {
                 max_body_bytes: config.server.max_body_bytes,
                 body_timeout: config.server.body_timeout,
                 keep_alive: config.stream.keep_alive,
+                streams: streams.clone(),
             };
             (http::router(context), connections(config))
         })?;
@@ -120,12 +125,16 @@ impl App {
         };
         let ops = Endpoint::open(&listen, &config, None, |_| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
-            let (streams, control) = (gateway.clone(), registry.clone());
+            let (open, control) = (gateway.clone(), registry.clone());
+            let kept = streams.clone();
             let render = move || {
                 render(
                     &metrics,
                     &registry,
-                    streams.open_streams(),
+                    [
+                        open.open_streams(),
+                        kept.as_ref().map_or(0, |streams| streams.count()),
+                    ],
                     log_lines_dropped(),
                 )
             };
@@ -148,6 +157,7 @@ impl App {
             gateway,
             registry,
             drain: config.drain,
+            streams,
             public,
             ops,
             loaded,
@@ -206,6 +216,7 @@ impl App {
         // A slow reader of a finished answer has a little of what is left to take it.
         let left = deadline - Instant::now();
         self.public.close(left.clamp(FLUSH, LAST_BYTES)).await;
+        self.forget_streams().await;
         self.stop_models().await;
         self.watching.abort();
         self.ops.close(FLUSH).await;
@@ -220,7 +231,15 @@ impl App {
         self.public.closing.tracker.close();
         let _ = tokio::time::timeout(LAST_WORDS, self.public.closing.tracker.wait()).await;
         self.public.closing.now.cancel();
+        let _ = tokio::time::timeout(LAST_WORDS, self.forget_streams()).await;
         let _ = tokio::time::timeout(LAST_WORDS, self.stop_models()).await;
+    }
+
+    /// Until here, a reader could come back for the end of a stream.
+    async fn forget_streams(&self) {
+        if let Some(streams) = &self.streams {
+            streams.close().await;
+        }
     }
 
     /// First what would load models again, then the engines.
@@ -362,13 +381,19 @@ fn plans(config: &Config) -> Vec<Plan> {
         .collect()
 }
 
-fn render(metrics: &Metrics, registry: &Registry, streams: usize, dropped: u64) -> String {
+fn render(
+    metrics: &Metrics,
+    registry: &Registry,
+    [streams_open, streams_kept]: [usize; 2],
+    dropped: u64,
+) -> String {
     let engines = registry.ready();
     let loads = engines
         .iter()
         .map(|engine| (&*engine.card().name, engine.gauges().load));
     metrics.render(Scrape {
-        streams_open: streams,
+        streams_open,
+        streams_kept,
         log_lines_dropped: dropped,
         models: loads,
     })

@@ -101,6 +101,13 @@ export async function listModels(key) {
 	return body.data.map((model) => String(model.id));
 }
 
+/** Ends a stream that would otherwise go on for a while, waiting for us to come back. */
+function forget(id, key) {
+	if (!id) return;
+	const path = `v1/streams/${encodeURIComponent(id)}`;
+	fetch(path, { method: "DELETE", keepalive: true, headers: headers(key) }).catch(() => {});
+}
+
 /**
  * Runs one streamed chat completion. Calls `on.text(string)` for each piece of text; returns
  * `{finish, usage, requestId}` once the stream has said `[DONE]`, and throws a `StreamError` for
@@ -129,6 +136,7 @@ export async function streamChat(body, { key, signal, on }) {
 			if (done) break;
 		}
 	} catch (cause) {
+		if (cause.name === "AbortError") forget(response.headers.get("x-stream-id"), key);
 		if (cause.name === "AbortError" || cause instanceof StreamError) throw cause;
 		throw new StreamError("The connection broke before the answer was complete.", { requestId });
 	} finally {

@@ -28,6 +28,17 @@ pub struct Stream {
     /// round trip at the most.
     #[serde(deserialize_with = "send_budget")]
     pub send_budget: usize,
+    /// Whether streams can be resumed when their connection is lost.
+    pub resume: bool,
+    /// How long a stream goes on without a reader, and is kept after its end.
+    #[serde(deserialize_with = "timeout")]
+    pub resume_time: Duration,
+    /// Bytes of a stream's newest events that are kept. Half of them is for what was handed out, the rest
+    /// for what comes while nobody reads; then the sequence pauses.
+    #[serde(deserialize_with = "resume_bytes")]
+    pub resume_bytes: usize,
+    /// Streams kept at once, ended ones included. One more cannot be resumed.
+    pub resume_streams: NonZeroU32,
 }
 
 impl Default for Stream {
@@ -37,6 +48,10 @@ impl Default for Stream {
             keep_alive: Duration::from_secs(10),
             ring: 64,
             send_budget: 64 << 10,
+            resume: false,
+            resume_time: Duration::from_mins(1),
+            resume_bytes: 1 << 20,
+            resume_streams: const { NonZeroU32::new(256).unwrap() },
         }
     }
 }
@@ -156,6 +171,17 @@ fn timeout_or_off<'de, D: Deserializer<'de>>(
             "{text:?} is no duration; write one longer than zero, like \"30s\", or \"off\""
         ))),
     }
+}
+
+/// A few bursts at the least; at most what one stream may sensibly cost.
+fn resume_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size = ByteSize::deserialize(deserializer)?;
+    if !(16 << 10..=1 << 30).contains(&size.0) {
+        return Err(D::Error::custom(format_args!(
+            "{size} is out of range; must be between 16KiB and 1GiB"
+        )));
+    }
+    usize::try_from(size.0).map_err(D::Error::custom)
 }
 
 fn ring<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {

@@ -25,6 +25,8 @@ pub enum Kind {
     TooLarge,
     /// No such model, path or method.
     NotFound,
+    /// What was asked for has been there and is kept no longer.
+    Gone,
     /// The path exists, this HTTP method does not.
     MethodNotAllowed,
     /// The body is in a format that this endpoint does not read.
@@ -68,6 +70,7 @@ impl Kind {
             | Self::ContextExceeded
             | Self::TooLarge
             | Self::NotFound
+            | Self::Gone
             | Self::MethodNotAllowed
             | Self::UnsupportedMedia
             | Self::SlowRequest => Outcome::Invalid,

@@ -197,6 +197,12 @@ impl TokenStream {
         self.shared.handed_at.store(clock::task_micros(), Relaxed);
     }
 
+    /// Ends the stream with this failure: everything is freed and recorded at once, and whoever polls it
+    /// is told. Without effect on one that has ended.
+    pub fn cut(&self, failure: Failure) {
+        self.shared.cut(failure);
+    }
+
     /// Waits for the next burst; see [`TokenStream::poll_burst`].
     pub async fn burst(&mut self, burst: &mut Burst) -> bool {
         std::future::poll_fn(|cx| self.poll_burst(cx, burst)).await

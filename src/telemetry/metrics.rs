@@ -25,7 +25,7 @@ use self::names::{
     BUILD_INFO, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS, ENGINE_THREADS, GAUGES,
     HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED, PARKS, PAUSES,
     PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
-    SEQUENCES_PAUSED, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
+    SEQUENCES_PAUSED, STREAMS_KEPT, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
 };
 pub use self::transports::{ConnectionOpen, Handshake, Transports};
 use crate::generation::Outcome;
@@ -84,6 +84,7 @@ pub struct Metrics {
     models: HashMap<Arc<str>, Arc<ModelMetrics>>,
     unknown: Arc<ModelMetrics>,
     streams_open: Gauge,
+    streams_kept: Gauge,
     /// What the sockets count.
     pub transports: Transports,
     log_lines_dropped: Counter,
@@ -161,6 +162,8 @@ pub struct ModelLoad {
 pub struct Scrape<I> {
     /// Streams that have not ended.
     pub streams_open: usize,
+    /// Streams that can be resumed.
+    pub streams_kept: usize,
     /// [`super::Logs::dropped`].
     pub log_lines_dropped: u64,
     /// Models by name. A name that is not configured counts as "unknown".
@@ -197,6 +200,7 @@ impl Metrics {
                 .collect(),
             unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL)),
             streams_open: gauge(&recorder, STREAMS_OPEN, &[]),
+            streams_kept: gauge(&recorder, STREAMS_KEPT, &[]),
             transports: Transports::new(&recorder),
             log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
         })
@@ -221,6 +225,7 @@ impl Metrics {
         )]
         {
             self.streams_open.set(scrape.streams_open as f64);
+            self.streams_kept.set(scrape.streams_kept as f64);
             for (name, load) in scrape.models {
                 let model = self.model(name);
                 model.running.set(f64::from(load.running));
@@ -430,6 +435,7 @@ pub(super) mod tests {
     pub(in crate::telemetry) fn scrape(metrics: &Metrics) -> String {
         metrics.render(Scrape {
             streams_open: 3,
+            streams_kept: 2,
             log_lines_dropped: 5,
             models: [(
                 "m",
@@ -485,6 +491,7 @@ pub(super) mod tests {
     fn pulled_figures_are_those_of_the_scrape() {
         let text = scrape(&Metrics::new(["m"]).unwrap());
         assert_eq!(value(&text, "sluicegate_streams_open"), "3");
+        assert_eq!(value(&text, "sluicegate_streams_kept"), "2");
         assert_eq!(
             value(&text, r#"sluicegate_requests_running{model="m"}"#),
             "1"

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -20,14 +20,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::listen::Peer;
 use super::pace::Pace;
+use super::resume::{self, Streams};
 use super::tokens::{First, Streamed, TokenBody};
-use super::{assets, rpc, vectors};
-use crate::engine::TokenizeOptions;
+use super::{assets, plain, rpc, vectors};
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
 use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
 use crate::telemetry::Route;
-use crate::wire::{self, Call, Head, failure, models, openai, tokenize};
+use crate::wire::{self, Call, Head, failure, openai};
 
 /// The header that identifies a request, in and out.
 pub(super) const REQUEST_ID: &str = "x-request-id";
@@ -48,13 +48,15 @@ pub struct Context {
     pub body_timeout: Duration,
     /// How long a stream stays silent before a keep-alive goes out.
     pub keep_alive: Duration,
+    /// Streams that outlive their connection, if any may.
+    pub streams: Option<Arc<Streams>>,
 }
 
 /// The public paths.
 pub fn router(context: Context) -> Router {
     let paths = Router::new()
         .route("/v1/chat/completions", post(chat))
-        .route("/v1/chat/completions/input_tokens", post(count))
+        .route("/v1/chat/completions/input_tokens", post(plain::count))
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(vectors::post_embeddings))
         .route("/v1/rerank", post(vectors::post_rerank))
@@ -62,10 +64,14 @@ pub fn router(context: Context) -> Router {
         .route("/v1/reranking", post(vectors::post_rerank))
         .route("/rerank", post(vectors::post_rerank))
         .route("/reranking", post(vectors::post_rerank))
-        .route("/v1/models", get(list_models))
-        .route("/v1/models/{*id}", get(one_model))
-        .route("/v1/tokenize", post(tokenize))
-        .route("/v1/detokenize", post(detokenize))
+        .route("/v1/models", get(plain::list_models))
+        .route("/v1/models/{*id}", get(plain::one_model))
+        .route(
+            "/v1/streams/{id}",
+            get(resume::follow).delete(resume::cancel),
+        )
+        .route("/v1/tokenize", post(plain::tokenize))
+        .route("/v1/detokenize", post(plain::detokenize))
         .route("/rpc", post(rpc::handle))
         .route("/rpc/openrpc.json", get(rpc::openrpc))
         .route("/healthz", get(healthz))
@@ -168,6 +174,7 @@ type Parse = fn(&[u8], &Head<'_>) -> Result<Call, Failure>;
 async fn generate(context: &Context, request: Request, route: Route, parse: Parse) -> Response {
     let pace = Pace::of(request.extensions());
     let accept = accept(request.headers());
+    let with_ids = resume::wants_ids(request.headers());
     let call = match read_counted(context, request, route, parse).await {
         Ok((call, _)) => call,
         Err(failure) => {
@@ -177,6 +184,7 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
         }
     };
     let Call { request, answer } = call;
+    let owner = request.caller.identity.clone();
     let model = context.gateway.served_name(&request.model);
     let stream = match context.gateway.generate(request, route).await {
         Ok(stream) => stream,
@@ -187,171 +195,17 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
         }
     };
     let encoder = answer.encoder(&model, stream.is_deterministic());
-    let streamed = answer.streamed();
+    let is_streamed = answer.streamed();
     let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive);
     match body.first().await {
         First::Refused(refusal, bytes, failure) => refused(refusal, bytes, &failure),
-        First::Begins(body) if streamed => {
-            let content_type = HeaderValue::from_static(body.content_type());
-            let mut response = Response::new(Body::new(body));
-            response.extensions_mut().insert(Streamed);
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, content_type);
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            // nginx holds a response back until its buffer is full, unless told not to.
-            headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-            response
-        }
+        First::Begins(body) if is_streamed => match &context.streams {
+            Some(streams) => streams.answer(body, owner, with_ids),
+            None => streamed(body.content_type(), Body::new(body)),
+        },
         First::Begins(body) => {
             let content_type = body.content_type();
             document(content_type, body.into_document())
-        }
-    }
-}
-
-async fn list_models(State(context): State<Context>) -> Response {
-    let cards = context.gateway.models();
-    let list: Vec<_> = cards.iter().map(as_model).collect();
-    let mut out = BytesMut::new();
-    models::write_list(&list, &mut out);
-    document(wire::JSON, out.freeze())
-}
-
-async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Response {
-    let cards = context.gateway.models();
-    match cards.iter().find(|(card, _)| *card.name == *id) {
-        Some(card) => {
-            let mut out = BytesMut::new();
-            models::write_one(&as_model(card), &mut out);
-            document(wire::JSON, out.freeze())
-        }
-        None => fail(
-            &Failure::new(
-                Kind::NotFound,
-                "There is no such model, or it is not ready.",
-            )
-            .with_param("model")
-            .with_code("model_not_found"),
-        ),
-    }
-}
-
-/// A model's card as the wire shows it.
-pub(super) fn as_model(
-    (card, unavailable): &(crate::engine::Card, Option<String>),
-) -> models::Model<'_> {
-    models::Model {
-        id: &card.name,
-        created: card.created,
-        context: card.context,
-        context_trained: card.context_trained,
-        vocabulary: card.vocabulary,
-        parameters: card.parameters,
-        bytes: card.bytes,
-        unavailable: unavailable.as_deref(),
-        parent: card.parent.as_deref(),
-    }
-}
-
-async fn tokenize(State(context): State<Context>, request: Request) -> Response {
-    simple(
-        &context,
-        request,
-        tokenize::parse_tokenize,
-        |asked| &asked.model,
-        async |asked| {
-            let mut out = BytesMut::new();
-            write_tokens(&context.gateway, &asked, &mut out).await?;
-            Ok(out)
-        },
-    )
-    .await
-}
-
-async fn detokenize(State(context): State<Context>, request: Request) -> Response {
-    simple(
-        &context,
-        request,
-        tokenize::parse_detokenize,
-        |asked| &asked.model,
-        async |asked| {
-            let pieces = context.gateway.pieces(&asked.model, &asked.tokens).await?;
-            let mut out = BytesMut::new();
-            tokenize::write_content(&pieces, &mut out);
-            Ok(out)
-        },
-    )
-    .await
-}
-
-async fn count(State(context): State<Context>, request: Request) -> Response {
-    simple(
-        &context,
-        request,
-        tokenize::parse_count,
-        |asked| &asked.model,
-        async |asked| {
-            let options = TokenizeOptions {
-                add_special: true,
-                parse_special: false,
-            };
-            let gateway = &context.gateway;
-            let tokens = gateway
-                .tokenize(&asked.model, &asked.input, options)
-                .await?;
-            let mut out = BytesMut::new();
-            tokenize::write_count(tokens.len(), &mut out);
-            Ok(out)
-        },
-    )
-    .await
-}
-
-/// Tokenizes and appends the answer; shared with JSON-RPC.
-pub(super) async fn write_tokens(
-    gateway: &Gateway,
-    asked: &tokenize::Tokenize,
-    out: &mut BytesMut,
-) -> Result<(), Failure> {
-    let options = TokenizeOptions {
-        add_special: asked.add_special,
-        parse_special: asked.parse_special,
-    };
-    let tokens = gateway
-        .tokenize(&asked.model, &asked.input, options)
-        .await?;
-    let pieces = if asked.with_pieces {
-        Some(gateway.pieces(&asked.model, &tokens).await?)
-    } else {
-        None
-    };
-    tokenize::write_tokens(&tokens, pieces.as_deref(), out);
-    Ok(())
-}
-
-/// One JSON body in, one JSON document out. `model` is the model that was asked for.
-async fn simple<T>(
-    context: &Context,
-    request: Request,
-    parse: fn(&[u8], &Head<'_>) -> Result<T, Failure>,
-    model: fn(&T) -> &str,
-    work: impl AsyncFnOnce(T) -> Result<BytesMut, Failure>,
-) -> Response {
-    let (asked, id) = match read_counted(context, request, Route::Tokenize, parse).await {
-        Ok(parsed) => parsed,
-        Err(failure) => return fail(&failure),
-    };
-    let recorder = context
-        .gateway
-        .recorder(model(&asked), Route::Tokenize, &id);
-    match work(asked).await {
-        Ok(out) => {
-            recorder.answered();
-            document(wire::JSON, out.freeze())
-        }
-        Err(failure) => {
-            recorder.refused(&failure);
-            fail(&failure)
         }
     }
 }
@@ -416,7 +270,7 @@ pub(super) async fn read_counted<T>(
 }
 
 /// Who asks: for now whoever is at the other end of the connection.
-fn caller(extensions: &Extensions) -> Caller {
+pub(super) fn caller(extensions: &Extensions) -> Caller {
     let peer = extensions.get::<Peer>();
     Caller {
         address: peer.map(|peer| peer.address.ip()),
@@ -527,6 +381,18 @@ fn duration(text: &str) -> Option<Duration> {
         Err(_) => humantime::parse_duration(text).ok(),
     };
     parsed.filter(|duration| !duration.is_zero() && *duration <= LONGEST)
+}
+
+/// An answer that goes out as it comes.
+pub(super) fn streamed(content_type: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.extensions_mut().insert(Streamed);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx holds a response back until its buffer is full, unless told not to.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 /// One complete document.

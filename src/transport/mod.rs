@@ -1,7 +1,8 @@
 //! Sockets: bytes in, bytes out.
 //!
 //! `listen` accepts and bounds connections, `quic` does so over UDP, `http` maps paths to gateway calls, `tokens` is where
-//! the connection's room for a frame becomes demand for tokens, `vectors` answers with one document.
+//! the connection's room for a frame becomes demand for tokens, `resume` keeps streams whose connection is lost,
+//! `vectors` and `plain` answer with one document.
 
 mod assets;
 pub mod config;
@@ -14,7 +15,9 @@ pub mod listen;
 pub mod ops;
 mod outq;
 mod pace;
+mod plain;
 pub mod quic;
+pub mod resume;
 mod rpc;
 pub mod tls;
 mod tokens;

@@ -2,23 +2,25 @@
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
 use std::task::{self, Poll, ready};
 use tokio_stream::{Stream, StreamExt, StreamMap};
 
-use super::http::{Context, as_model, document, read_counted, write_tokens};
+use super::http::{Context, document, read_counted, streamed};
 use super::pace::Pace;
-use super::tokens::{Streamed, TokenBody};
+use super::plain::{as_model, write_tokens};
+use super::resume::{self, Asked, TakenOver};
+use super::tokens::TokenBody;
 use super::vectors;
 use crate::generation::{BoxFuture, Failure, RequestId};
 use crate::telemetry::{RequestRecorder, Route};
-use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply};
+use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply, Resume, Target};
 use crate::wire::{self, Call, Head, models, tokenize};
 
-type Replies = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+type Replies = Pin<Box<dyn Stream<Item = Result<Bytes, TakenOver>> + Send>>;
 
 /// `GET /rpc/openrpc.json`.
 pub(super) async fn openrpc() -> Response {
@@ -45,22 +47,15 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
         replies.insert(index, begin(&context, item, &pace, &id).await);
     }
     if framing == Framing::Lines {
-        let mut response = Response::new(Body::from_stream(
-            replies.map(|(_, bytes)| Ok::<_, std::convert::Infallible>(bytes)),
-        ));
-        response.extensions_mut().insert(Streamed);
-        let headers = response.headers_mut();
-        let content_type = HeaderValue::from_static(framing.content_type());
-        headers.insert(header::CONTENT_TYPE, content_type);
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        return response;
+        let body = Body::from_stream(replies.map(|(_, bytes)| bytes));
+        return streamed(framing.content_type(), body);
     }
     // Each of these streams gives one whole reply; they are put together as they come.
     let (before, between, after) = framing.around();
     let mut out = BytesMut::from(before);
     let mut count = 0;
-    while let Some((_, bytes)) = replies.next().await {
+    // Only what streams can be taken over, and is answered in lines.
+    while let Some((_, Ok(bytes))) = replies.next().await {
         if bytes.is_empty() {
             continue;
         }
@@ -79,7 +74,11 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
 
 /// Begins one call: its reply, or what it streams.
 async fn begin(context: &Context, item: Item, pace: &Pace, id: &RequestId) -> Replies {
-    let Item { reply, work } = item;
+    let Item {
+        reply,
+        work,
+        resumable,
+    } = item;
     let method = match work {
         Ok(method) => method,
         Err(fault) => {
@@ -91,7 +90,10 @@ async fn begin(context: &Context, item: Item, pace: &Pace, id: &RequestId) -> Re
         }
     };
     match method {
-        Method::Chat(call) | Method::Complete(call) => generate(context, call, pace.clone()).await,
+        Method::Chat(call) | Method::Complete(call) => {
+            let announced = resumable.then_some(&reply);
+            generate(context, call, pace.clone(), announced).await
+        }
         Method::Models => {
             let cards = context.gateway.models();
             let list: Vec<_> = cards.iter().map(as_model).collect();
@@ -127,27 +129,68 @@ async fn begin(context: &Context, item: Item, pace: &Pace, id: &RequestId) -> Re
                 whole(&reply, result)
             })
         }
-        Method::Cancel(id) => {
-            let count = context.gateway.cancel(&id);
+        Method::Cancel(target) => {
+            let count = match target {
+                Target::Request(id) => context.gateway.cancel(&id),
+                // As with a request that is over: nothing was running.
+                Target::Stream(id, caller) => context
+                    .streams
+                    .as_ref()
+                    .and_then(|streams| streams.cancel(&id, &caller).ok())
+                    .map_or(0, usize::from),
+            };
             once(|out| reply.result(out, |out| jsonrpc::write_cancelled(count, out)))
         }
+        Method::Resume(asked) => resume(context, &asked, pace, &reply),
         Method::Ping => once(|out| reply.result(out, jsonrpc::write_pong)),
     }
 }
 
-async fn generate(context: &Context, call: Call, pace: Pace) -> Replies {
+/// What a stream has left, then the reply to who asked for it.
+fn resume(context: &Context, asked: &Resume, pace: &Pace, reply: &Reply) -> Replies {
+    let reader = match &context.streams {
+        None => Err(resume::unknown()),
+        Some(streams) => {
+            let pace = pace.clone();
+            streams.resume_rpc(&asked.stream, &asked.caller, asked.after, pace)
+        }
+    };
+    match reader {
+        Ok(reader) => {
+            let mut out = BytesMut::new();
+            reply.result(&mut out, |out| jsonrpc::write_resumed(&asked.stream, out));
+            Box::pin(reader.chain(tokio_stream::once(Ok(out.freeze()))))
+        }
+        Err(failure) => once(|out| reply.failure(&failure, out)),
+    }
+}
+
+/// Begins a stream. If it can be resumed and `announced` wants that, its first line says how.
+async fn generate(context: &Context, call: Call, pace: Pace, announced: Option<&Reply>) -> Replies {
     let Call { request, answer } = call;
+    let owner = request.caller.identity.clone();
     let model = context.gateway.served_name(&request.model);
     match context.gateway.generate(request, Route::Rpc).await {
         Ok(stream) => {
             let encoder = answer.encoder(&model, stream.is_deterministic());
-            Box::pin(TokenBody::new(
-                stream,
-                encoder,
-                answer,
-                pace,
-                context.keep_alive,
-            ))
+            let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive);
+            let (Some(streams), Some(reply)) = (&context.streams, announced) else {
+                return Box::pin(body.map(Ok));
+            };
+            let asked = Asked {
+                owner,
+                ids: false,
+                is_rpc: true,
+            };
+            let announcement = |id: &str| {
+                let mut out = BytesMut::new();
+                reply.stream(id, &mut out);
+                out.freeze()
+            };
+            match streams.keep(body, asked, announcement) {
+                Ok(reader) => Box::pin(reader),
+                Err(body) => Box::pin(body.map(Ok)),
+            }
         }
         Err(failure) => once(|out| {
             answer.refuse(&failure, out);
@@ -164,7 +207,7 @@ fn result_or_failure(
         Ok(_) => recorder.answered(),
         Err(failure) => recorder.refused(failure),
     }
-    Box::pin(tokio_stream::once(whole(reply, result)))
+    Box::pin(tokio_stream::once(Ok(whole(reply, result))))
 }
 
 /// A whole reply.
@@ -187,20 +230,20 @@ impl Later {
 }
 
 impl Stream for Later {
-    type Item = Bytes;
+    type Item = Result<Bytes, TakenOver>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(reply) = &mut self.0 else {
             return Poll::Ready(None);
         };
         let bytes = ready!(reply.as_mut().poll(cx));
         self.0 = None;
-        Poll::Ready(Some(bytes))
+        Poll::Ready(Some(Ok(bytes)))
     }
 }
 
 fn once(write: impl FnOnce(&mut BytesMut)) -> Replies {
     let mut out = BytesMut::new();
     write(&mut out);
-    Box::pin(tokio_stream::once(out.freeze()))
+    Box::pin(tokio_stream::once(Ok(out.freeze())))
 }

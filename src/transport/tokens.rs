@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
 use super::pace::{Pace, Pacer};
-use crate::generation::{Burst, TokenStream, clock};
+use crate::generation::{Burst, Failure, TokenStream, clock};
 use crate::wire::{Answer, Encoder, Refusal};
 
 /// First size of a body's buffer. Frames are cut off its front; a stream of single tokens allocates
@@ -40,6 +40,8 @@ pub(super) struct TokenBody {
     pacer: Pacer,
     /// Until when what is in `out` waits for more.
     held_until: Option<Instant>,
+    /// Whether bursts go out as they are, for somebody else to cut into frames.
+    is_whole: bool,
     keep_alive: Duration,
     quiet_since: Instant,
     /// One timer for both: a frame that is held, or a sign of life. Tokens that go at once do not touch it.
@@ -55,7 +57,7 @@ pub(super) enum First {
     /// Something to send, or long silence: the answer can begin.
     Begins(TokenBody),
     /// The first thing that happened is a failure; `Bytes` is the whole answer.
-    Refused(Refusal, Bytes, crate::generation::Failure),
+    Refused(Refusal, Bytes, Failure),
 }
 
 impl TokenBody {
@@ -75,10 +77,34 @@ impl TokenBody {
             out: BytesMut::new(),
             pacer: Pacer::new(pace),
             held_until: None,
+            is_whole: false,
             keep_alive,
             quiet_since: Instant::now(),
             alarm: None,
         }
+    }
+
+    /// Gives whole bursts from now on, which begin and end between two events. Cutting them into frames is
+    /// then somebody else's work, who tells of each: see [`TokenBody::handed`].
+    pub(super) fn whole(mut self) -> Self {
+        self.is_whole = true;
+        self
+    }
+
+    /// The connection is another one from now on.
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        self.pacer = Pacer::new(pace);
+    }
+
+    /// Notes that the connection was handed a frame of `len` bytes, made of whole bursts or of none.
+    pub(super) fn handed(&mut self, len: usize) {
+        self.stream.handed();
+        self.pacer.sent(len, Instant::now());
+    }
+
+    /// Ends the stream; see [`TokenStream::cut`].
+    pub(super) fn cut(&self, failure: Failure) {
+        self.stream.cut(failure);
     }
 
     /// The answer's content type.
@@ -123,7 +149,7 @@ impl TokenBody {
         self.out.freeze()
     }
 
-    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if !self.out.is_empty() && self.held_until.is_none() {
             self.stream.handed();
             return Poll::Ready(Some(self.frame()));
@@ -168,6 +194,9 @@ impl TokenBody {
     fn frame(&mut self) -> Bytes {
         self.quiet_since = Instant::now();
         self.held_until = None;
+        if self.is_whole {
+            return self.out.split().freeze();
+        }
         let len = self.out.len().min(MAX_FRAME);
         self.pacer.sent(len, self.quiet_since);
         self.out.split_to(len).freeze()

@@ -38,6 +38,7 @@ pub const fn codes(kind: Kind) -> Codes {
         Kind::ContextExceeded => row("context_exceeded", 400, INVALID, Some("context_length_exceeded"), -32001, 0x11, false),
         Kind::TooLarge => row("too_large", 413, INVALID, Some("request_too_large"), -32002, 0x12, false),
         Kind::NotFound => row("not_found", 404, INVALID, Some("not_found"), -32003, 0x13, false),
+        Kind::Gone => row("gone", 410, INVALID, Some("gone"), -32005, 0x17, false),
         Kind::MethodNotAllowed => row("method_not_allowed", 405, INVALID, Some("method_not_allowed"), -32600, 0x14, false),
         Kind::UnsupportedMedia => row("unsupported_media", 415, INVALID, Some("unsupported_media_type"), -32600, 0x15, false),
         // Nothing was started, so a repeat costs nothing.
@@ -136,11 +137,12 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 20] = [
+    const KINDS: [Kind; 21] = [
         Kind::Invalid,
         Kind::ContextExceeded,
         Kind::TooLarge,
         Kind::NotFound,
+        Kind::Gone,
         Kind::MethodNotAllowed,
         Kind::UnsupportedMedia,
         Kind::SlowRequest,

@@ -10,9 +10,11 @@
 //! * [`jsonrpc`]: JSON-RPC 2.0 with streamed tokens.
 //! * [`sluice`]: the frames of our own protocol on QUIC, which are a format of `openai` as well.
 //! * [`tokenize`] and [`models`]: the plain endpoints beside them.
+//! * [`events`]: where one event of a streamed answer ends, for readers who come back.
 //! * [`failure`]: the only table from a failure's kind to status codes.
 
 mod accept;
+pub mod events;
 pub mod failure;
 mod json;
 pub mod jsonrpc;

@@ -27,6 +27,7 @@ mod outcomes;
 mod prefixes;
 mod prompts;
 mod quic_hostile;
+mod resume;
 mod sluice;
 mod sluice_hostile;
 mod streaming;

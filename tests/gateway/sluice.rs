@@ -177,6 +177,35 @@ async fn a_resume_asks_for_the_rest_of_a_stream() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_begun_over_http_goes_on_over_quic() {
+    let setup = gateway().scripted().with("[stream]\nresume = true");
+    let served = Served::by(setup).await;
+    let sluice = served.sluice().await;
+    let model = "scripted?text=abcd&tokens=3&stall_at=2&stall=1h";
+    let ask = served.gateway.chat(model, "x", "");
+    let mut reply = ask.header("accept", FRAMES).send().await;
+    let id = reply.header("x-stream-id").to_owned();
+    reply.next().await.expect("it began");
+    drop(reply);
+    let resume = Frame::Resume {
+        after: 1,
+        id: &id,
+        headers: b"",
+    };
+    let mut exchange = sluice.open(&frame(&resume)).await;
+    exchange.send.finish().unwrap();
+    assert_eq!(exchange.head().await.status, 200);
+    let mut text = String::new();
+    while text != "abcd".repeat(2) {
+        let came = exchange.next().await;
+        let Came::Tokens(0, _, piece) = came else {
+            panic!("PROGRESS was the first event: {came:?}");
+        };
+        text += &piece;
+    }
+}
+
+#[tokio::test]
 async fn an_upload_is_taken_as_it_is_read_and_one_that_is_too_large_is_refused() {
     let setup = gateway()
         .scripted()

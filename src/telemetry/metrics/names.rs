@@ -98,6 +98,7 @@ pub(super) const COUNTERS: [(&str, &str); 12] = [
 ];
 
 pub(super) const STREAMS_OPEN: &str = "sluicegate_streams_open";
+pub(super) const STREAMS_KEPT: &str = "sluicegate_streams_kept";
 pub(super) const CONNECTIONS_OPEN: &str = "sluicegate_connections_open";
 pub(super) const REQUESTS_RUNNING: &str = "sluicegate_requests_running";
 pub(super) const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
@@ -111,8 +112,12 @@ pub(super) const ENGINE_THREADS: &str = "sluicegate_engine_threads";
 pub(super) const CERTIFICATE_UNTIL: &str = "sluicegate_tls_certificate_not_after_seconds";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 13] = [
+pub(super) const GAUGES: [(&str, &str); 14] = [
     (STREAMS_OPEN, "Streams that have not ended."),
+    (
+        STREAMS_KEPT,
+        "Streams that can be resumed, read or not, ended or not (stream.resume).",
+    ),
     (CONNECTIONS_OPEN, "Connections to the public listener."),
     (REQUESTS_RUNNING, "Sequences in prefill or decode."),
     (REQUESTS_WAITING, "Requests in the waiting line."),

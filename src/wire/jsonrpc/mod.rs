@@ -5,6 +5,10 @@
 //! call's id, then the response object. A batch in which any call streams is answered as lines, in the
 //! order in which things happen; any other batch as an array.
 //!
+//! A streamed call with `"resume": true` first gets a `stream` notification with the stream's id, where
+//! the server keeps streams. After a lost connection, `resume` gives the lines that did not arrive, with the
+//! ids that they had, and then its own response.
+//!
 //! Every reply that can be written is sent with HTTP status 200: clients of this protocol look for
 //! errors inside. Notifications get no answer, so those that would only produce one are dropped while
 //! reading; `cancel` is carried out.
@@ -19,12 +23,12 @@ use bytes::{BufMut, BytesMut};
 use super::openai::{Embeddings, Rerank};
 use super::tokenize::{Detokenize, Tokenize};
 use super::{Call, JSON, NDJSON, failure};
-use crate::generation::{Failure, RequestId};
+use crate::generation::{Caller, Failure, RequestId};
 
 pub use parse::parse;
 
 /// Every method, in the order of the `OpenRPC` document.
-pub const METHODS: [&str; 9] = [
+pub const METHODS: [&str; 10] = [
     "chat",
     "complete",
     "models",
@@ -33,6 +37,7 @@ pub const METHODS: [&str; 9] = [
     "embeddings",
     "rerank",
     "cancel",
+    "resume",
     "ping",
 ];
 
@@ -93,6 +98,8 @@ pub struct Item {
     pub reply: Reply,
     /// What to do, or why not.
     pub work: Result<Method, Fault>,
+    /// Whether the stream that answers it should outlive its connection: see [`Reply::stream`].
+    pub resumable: bool,
 }
 
 /// What a call asks for.
@@ -111,10 +118,30 @@ pub enum Method {
     Embeddings(Embeddings),
     /// Reply with [`super::openai::write_ranking`].
     Rerank(Rerank),
-    /// Cancel the requests with this `x-request-id`: reply with [`write_cancelled`].
-    Cancel(RequestId),
+    /// Cancel what runs: reply with [`write_cancelled`].
+    Cancel(Target),
+    /// Go on with a stream: its lines, then reply with [`write_resumed`].
+    Resume(Resume),
     /// Reply with [`write_pong`].
     Ping,
+}
+
+/// What to cancel.
+pub enum Target {
+    /// The requests with this `x-request-id`.
+    Request(RequestId),
+    /// The stream with this id, if this caller may.
+    Stream(String, Caller),
+}
+
+/// Which lines to repeat, and from where to go on.
+pub struct Resume {
+    /// The stream's id.
+    pub stream: String,
+    /// How many whole lines of it have arrived.
+    pub after: u64,
+    /// Who asks.
+    pub caller: Caller,
 }
 
 /// Why a call cannot be carried out, with the code that the protocol has for it.
@@ -181,6 +208,16 @@ impl Reply {
         self.error(fault.code, &fault.failure, out);
     }
 
+    /// Appends the notification that goes before a stream that can be resumed, and is its first line.
+    pub fn stream(&self, stream: &str, out: &mut BytesMut) {
+        let Some(id) = &self.id else { return };
+        out.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"method\":\"stream\",\"params\":{\"id\":");
+        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(b",\"stream\":");
+        super::json::string(out, stream);
+        out.extend_from_slice(b"}}\n");
+    }
+
     fn error(&self, code: i32, failure: &Failure, out: &mut BytesMut) {
         self.response(out, b",\"error\":", |out| {
             failure::rpc_error(failure, code, out);
@@ -204,6 +241,13 @@ impl Reply {
 pub fn write_cancelled(count: usize, out: &mut BytesMut) {
     out.extend_from_slice(b"{\"cancelled\":");
     super::json::integer(out, count);
+    out.put_u8(b'}');
+}
+
+/// Appends the result of `resume`: `{"stream":…}`, after the last of the stream's lines.
+pub fn write_resumed(stream: &str, out: &mut BytesMut) {
+    out.extend_from_slice(b"{\"stream\":");
+    super::json::string(out, stream);
     out.put_u8(b'}');
 }
 

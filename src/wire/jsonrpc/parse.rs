@@ -9,7 +9,8 @@ use super::super::openai::{self, Wanted};
 use super::super::{Call, Head, read, tokenize};
 use super::answer::Rpc;
 use super::{
-    Detokenize, Embeddings, Fault, Framing, Incoming, Item, Method, Reply, Rerank, Tokenize, code,
+    Detokenize, Embeddings, Fault, Framing, Incoming, Item, Method, Reply, Rerank, Resume, Target,
+    Tokenize, code,
 };
 use crate::generation::{Failure, Kind, RequestId};
 
@@ -75,6 +76,7 @@ fn refused(fault: Fault) -> Incoming {
         items: vec![Item {
             reply: Reply::unknown(),
             work: Err(fault),
+            resumable: false,
         }],
         framing: Framing::Single,
     }
@@ -112,16 +114,20 @@ struct Parsed {
 }
 
 enum Work {
-    Chat(Wanted),
-    Complete(Wanted),
+    Chat(Wanted, Keep),
+    Complete(Wanted, Keep),
     Models,
     Tokenize(Tokenize),
     Detokenize(Detokenize),
     Embeddings(Embeddings),
     Rerank(Rerank),
-    Cancel(RequestId),
+    Cancel(Target),
+    Resume(Resume),
     Ping,
 }
+
+/// Whether a call asks for a stream that outlives its connection.
+type Keep = bool;
 
 impl Parsed {
     fn read(json: &str, head: &Head<'_>) -> Self {
@@ -164,9 +170,10 @@ impl Parsed {
 
     fn streams(&self) -> bool {
         match &self.work {
-            Ok(Work::Chat(wanted) | Work::Complete(wanted)) => {
+            Ok(Work::Chat(wanted, _) | Work::Complete(wanted, _)) => {
                 self.id.is_some() && wanted.stream == Some(true)
             }
+            Ok(Work::Resume(_)) => self.id.is_some(),
             _ => false,
         }
     }
@@ -180,6 +187,12 @@ impl Parsed {
             id: self.id,
             line: framing == Framing::Lines,
         };
+        let resumable = match &self.work {
+            Ok(Work::Chat(wanted, keep) | Work::Complete(wanted, keep)) => {
+                *keep && wanted.stream == Some(true)
+            }
+            _ => false,
+        };
         let call = |wanted: Wanted| {
             let answer = Rpc::new(&wanted, reply.clone(), head);
             Call {
@@ -188,17 +201,22 @@ impl Parsed {
             }
         };
         let work = self.work.map(|work| match work {
-            Work::Chat(wanted) => Method::Chat(call(wanted)),
-            Work::Complete(wanted) => Method::Complete(call(wanted)),
+            Work::Chat(wanted, _) => Method::Chat(call(wanted)),
+            Work::Complete(wanted, _) => Method::Complete(call(wanted)),
             Work::Models => Method::Models,
             Work::Tokenize(tokenize) => Method::Tokenize(tokenize),
             Work::Detokenize(detokenize) => Method::Detokenize(detokenize),
             Work::Embeddings(embeddings) => Method::Embeddings(embeddings),
             Work::Rerank(rerank) => Method::Rerank(rerank),
-            Work::Cancel(id) => Method::Cancel(id),
+            Work::Cancel(target) => Method::Cancel(target),
+            Work::Resume(resume) => Method::Resume(resume),
             Work::Ping => Method::Ping,
         });
-        Some(Item { reply, work })
+        Some(Item {
+            reply,
+            work,
+            resumable,
+        })
     }
 }
 
@@ -227,6 +245,23 @@ fn text_of(raw: &RawValue) -> Option<String> {
 #[derive(Deserialize)]
 struct CancelParams {
     id: Option<String>,
+    stream: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ResumeParams {
+    stream: Option<String>,
+    after: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct KeepParams {
+    resume: Option<bool>,
+}
+
+/// What only this dialect reads of the params of `chat` and `complete`.
+fn keep(params: &str) -> Result<Keep, Failure> {
+    Ok(read::object::<KeepParams>(params)?.resume == Some(true))
 }
 
 fn work(method: &str, params: &str, head: &Head<'_>) -> Result<Work, Fault> {
@@ -250,18 +285,35 @@ fn work(method: &str, params: &str, head: &Head<'_>) -> Result<Work, Fault> {
         }
     };
     Ok(match method {
-        "chat" => Work::Chat(openai::chat(params, head)?),
-        "complete" => Work::Complete(openai::completion(params, head)?),
+        "chat" => Work::Chat(openai::chat(params, head)?, keep(params)?),
+        "complete" => Work::Complete(openai::completion(params, head)?, keep(params)?),
         "tokenize" => Work::Tokenize(tokenize::tokenize(params)?),
         "detokenize" => Work::Detokenize(tokenize::detokenize(params)?),
         "embeddings" => Work::Embeddings(openai::embeddings(params, head)?),
         "rerank" => Work::Rerank(openai::rerank(params, head)?),
         "cancel" => {
-            let given = read::object::<CancelParams>(params)?.id;
-            let id = given.as_deref().and_then(RequestId::parse).ok_or_else(|| {
-                Failure::invalid("id", "id must be the x-request-id of a running request.")
-            })?;
-            Work::Cancel(id)
+            let given = read::object::<CancelParams>(params)?;
+            if let (Some(stream), None) = (given.stream, &given.id) {
+                return Ok(Work::Cancel(Target::Stream(stream, head.caller.clone())));
+            }
+            let id = given.id.as_deref().and_then(RequestId::parse);
+            Work::Cancel(Target::Request(id.ok_or_else(|| {
+                Failure::invalid(
+                    "id",
+                    "id must be the x-request-id of a running request; stream, in its place, the id of a stream.",
+                )
+            })?))
+        }
+        "resume" => {
+            let given = read::object::<ResumeParams>(params)?;
+            let stream = given
+                .stream
+                .ok_or_else(|| Failure::invalid("stream", "stream must be the id of a stream."))?;
+            Work::Resume(Resume {
+                stream,
+                after: given.after.unwrap_or(0),
+                caller: head.caller.clone(),
+            })
         }
         "models" => Work::Models,
         _ => Work::Ping,

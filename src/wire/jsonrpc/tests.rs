@@ -53,6 +53,10 @@ fn answer(body: &str) -> Option<String> {
                 Ok(Method::Cancel(_)) => {
                     item.reply.result(&mut out, |out| write_cancelled(2, out));
                 }
+                Ok(Method::Resume(asked)) => {
+                    item.reply
+                        .result(&mut out, |out| write_resumed(&asked.stream, out));
+                }
                 Ok(Method::Ping) => item.reply.result(&mut out, write_pong),
             }
             String::from_utf8(out.to_vec()).unwrap()
@@ -125,7 +129,77 @@ fn a_cancel_notification_is_carried_out() {
         panic!()
     };
     assert!(item.reply.is_notification());
-    assert!(matches!(&item.work, Ok(Method::Cancel(id)) if id.as_str() == "r1"));
+    assert!(matches!(&item.work, Ok(Method::Cancel(Target::Request(id))) if id.as_str() == "r1"));
+}
+
+#[test]
+fn a_cancel_names_a_request_or_a_stream() {
+    let target = |params: &str| {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"cancel","params":{params}}}"#);
+        let item = parse(body.as_bytes(), &head("")).items.remove(0);
+        match item.work {
+            Ok(Method::Cancel(Target::Request(id))) => Ok(format!("request {id}")),
+            Ok(Method::Cancel(Target::Stream(stream, _))) => Ok(format!("stream {stream}")),
+            Ok(_) => panic!("another method"),
+            Err(fault) => Err(fault.failure().param.clone()),
+        }
+    };
+    assert_eq!(target(r#"{"stream":"s"}"#), Ok("stream s".to_owned()));
+    assert_eq!(
+        target(r#"{"stream":"s","id":null}"#),
+        Ok("stream s".to_owned())
+    );
+    assert_eq!(
+        target(r#"{"id":"r","stream":"s"}"#),
+        Ok("request r".to_owned())
+    );
+    assert_eq!(target("{}"), Err(Some("id".into())));
+}
+
+#[test]
+fn only_a_streamed_call_that_asks_for_it_can_be_resumed() {
+    for (params, expected) in [
+        (r#""stream":true,"resume":true"#, true),
+        (r#""stream":true,"resume":null"#, false),
+        (r#""stream":true"#, false),
+        (r#""resume":true"#, false),
+    ] {
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":"a\"b","method":"complete","params":{{"prompt":"x",{params}}}}}"#
+        );
+        let incoming = parse(body.as_bytes(), &head(""));
+        let [item] = &incoming.items[..] else {
+            panic!()
+        };
+        assert_eq!(item.resumable, expected, "{params}");
+        let mut out = BytesMut::new();
+        item.reply.stream("s-1", &mut out);
+        let line = std::str::from_utf8(&out).unwrap();
+        assert_eq!(line.find('\n'), Some(line.len() - 1));
+        assert_eq!(
+            serde_json::from_str::<Value>(line).unwrap(),
+            json!({"jsonrpc": "2.0", "method": "stream", "params": {"id": "a\"b", "stream": "s-1"}})
+        );
+    }
+}
+
+#[test]
+fn a_resume_is_answered_in_lines_and_a_notification_of_it_is_nothing() {
+    let params = r#"{"stream":"s","after":7}"#;
+    let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"resume","params":{params}}}"#);
+    let incoming = parse(body.as_bytes(), &head(""));
+    assert_eq!(incoming.framing, Framing::Lines);
+    let Ok(Method::Resume(asked)) = &incoming.items[0].work else {
+        panic!()
+    };
+    assert_eq!((&*asked.stream, asked.after), ("s", 7));
+    assert_eq!(value(&body)["result"], json!({"stream": "s"}));
+    let body = format!(r#"{{"jsonrpc":"2.0","method":"resume","params":{params}}}"#);
+    assert_eq!(answer(&body), None);
+    for bad in [r#"{"after":1}"#, r#"{"stream":"s","after":-1}"#] {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"resume","params":{bad}}}"#);
+        assert_eq!(code_of(&body), (json!(1), -32602), "{bad}");
+    }
 }
 
 #[test]
@@ -465,6 +539,7 @@ fn the_openrpc_document_lists_the_code_of_every_error() {
         Kind::ContextExceeded,
         Kind::TooLarge,
         Kind::NotFound,
+        Kind::Gone,
         Kind::Unauthorized,
         Kind::Forbidden,
         Kind::Replayed,
