@@ -75,6 +75,8 @@ pub struct TokenStream {
     /// Where the next round over the sources starts, so that a fast choice cannot starve another.
     turn: usize,
     finish: Option<Finish>,
+    /// The reader was handed a sign of life last, and waits for text all the same.
+    is_waiting: bool,
 }
 
 /// Gaps gathered before they are handed to the recorder: one call per 64 tokens.
@@ -117,6 +119,7 @@ impl TokenStream {
             sources: sources.into_iter().map(Some).collect(),
             turn: 0,
             finish: None,
+            is_waiting: false,
         }
     }
 
@@ -155,7 +158,8 @@ impl TokenStream {
             self.close(failure.kind.outcome(), Some(&failure));
             return Poll::Ready(true);
         }
-        if self.shared.handed_at.swap(0, Relaxed) != 0 {
+        let was_handed = self.shared.handed_at.swap(0, Relaxed) != 0;
+        if was_handed && !std::mem::take(&mut self.is_waiting) {
             self.shared.asked_at.store(clock::task_micros(), Relaxed);
         }
         loop {
@@ -195,6 +199,12 @@ impl TokenStream {
     /// one. Until it comes back it counts as not reading.
     pub fn handed(&self) {
         self.shared.handed_at.store(clock::task_micros(), Relaxed);
+    }
+
+    /// The same for a sign of life while there is no text: the wait for the next token goes on.
+    pub fn handed_nothing(&mut self) {
+        self.is_waiting = true;
+        self.handed();
     }
 
     /// Ends the stream with this failure: everything is freed and recorded at once, and whoever polls it

@@ -121,7 +121,7 @@ impl TokenBody {
             if tokio::time::timeout(self.keep_alive, wait).await.is_ok() {
                 self.primed = true;
             } else {
-                self.stream.handed();
+                self.stream.handed_nothing();
             }
         } else {
             // One document: everything is gathered before anything is sent.
@@ -232,7 +232,7 @@ impl TokenBody {
                 self.encoder.keep_alive(&mut self.out);
                 if !self.out.is_empty() {
                     alarm.as_mut().reset(now + self.keep_alive);
-                    self.stream.handed();
+                    self.stream.handed_nothing();
                     return Poll::Ready(Some(self.frame()));
                 }
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::support::{Event, gateway};
+use crate::support::{Event, gateway, within};
 
 /// Far longer than any time-out set here, far shorter than any default.
 const SOON: Duration = Duration::from_secs(5);
@@ -201,6 +201,17 @@ async fn the_servers_deadlines_hold_without_being_asked_for() {
         (answer.pieces.len(), answer.error.as_deref()),
         (2, Some("deadline_exceeded"))
     );
+}
+
+#[tokio::test]
+async fn signs_of_life_do_not_put_the_next_tokens_deadline_off() {
+    let settings = "[deadlines]\ngap = '500ms'\n[stream]\nkeep_alive = '20ms'";
+    let gateway = gateway().scripted().with(settings).start().await;
+    let ask = gateway.chat("scripted?stall_at=2&stall=1h", "x", r#""stream":true"#);
+    // Without the deadline they would come for ever.
+    let answer = within(async { ask.send().await.answer().await }).await;
+    assert_eq!(answer.error.as_deref(), Some("deadline_exceeded"));
+    assert!(answer.comments > 0, "there were signs of life");
 }
 
 #[tokio::test]
