@@ -11,7 +11,10 @@ use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Answer, Certified, Metrics, TestGateway, chat_body, gateway, secure, within};
+use crate::support::{
+    Answer, Certified, Metrics, Served, Sluice, Tap, TestGateway, chat_body, gateway, secure,
+    within,
+};
 
 /// More than any buffer on the way takes.
 const ENDLESS: &str = "scripted?tokens=100000000&token_bytes=16";
@@ -224,6 +227,62 @@ async fn a_reader_who_stops_pulls_no_more_than_the_budget_beyond_what_its_own_si
                 pulled: pulled(&gateway, before, each).await,
                 most: offered + BUDGET + KERNEL,
             });
+        }
+    }
+    let lines: Vec<_> = table.iter().map(ToString::to_string).collect();
+    let fits = table.iter().all(|line| line.pulled <= line.most);
+    assert!(fits, "\n{}", lines.join("\n"));
+}
+
+/// The same over QUIC, where what was acknowledged is the client's to hold, as far as its window goes.
+#[tokio::test]
+async fn a_reader_who_stops_pulls_no_more_than_the_budget_over_quic() {
+    let served = Served::by(gateway().scripted()).await;
+    let gateway = &served.gateway;
+    let each = bytes_per_token(gateway).await;
+    let body = chat_body(ENDLESS, "x", r#""stream":true"#);
+    let mut table = Vec::new();
+    for (window, is_dead) in [(65_536, false), (6 << 20, true)] {
+        let tap = Tap::before(gateway.secure()).await;
+        tap.release();
+        let http3 = served.quic().stream_window(window);
+        let http3 = http3.http3(tap.address).await;
+        let sluice = served.sluice_host().stream_window(window);
+        let sluice = Sluice(sluice.raw(tap.address).await);
+        for protocol in ["HTTP/3", "sluice/1"] {
+            let before = settled(gateway).await;
+            let (mut first, mut second) = (None, None);
+            if protocol == "HTTP/3" {
+                let mut exchange = http3.post("/v1/chat/completions", body.clone()).await;
+                assert_eq!(exchange.head().await.0, 200);
+                if is_dead {
+                    tap.hold();
+                }
+                first = Some(exchange);
+            } else {
+                let accept = [("accept", "text/event-stream")];
+                let path = "/v1/chat/completions";
+                let mut exchange = sluice.ask("POST", path, &accept, body.as_bytes()).await;
+                assert_eq!(exchange.head().await.status, 200);
+                if is_dead {
+                    tap.hold();
+                }
+                second = Some(exchange);
+            }
+            let how = if is_dead {
+                "the path is dead"
+            } else {
+                "the program does not read"
+            };
+            // A dead path's client has read, and acknowledged, what came before.
+            let beyond = if is_dead { BUDGET } else { 0 };
+            table.push(Line {
+                case: format!("{protocol}, window {window}, {how}"),
+                pulled: pulled(gateway, before, each).await,
+                most: beyond + BUDGET.max(if is_dead { 0 } else { window.into() }) + 2 * 64 * each,
+            });
+            tap.release();
+            drop((first, second));
         }
     }
     let lines: Vec<_> = table.iter().map(ToString::to_string).collect();

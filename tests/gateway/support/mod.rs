@@ -27,7 +27,7 @@ pub(crate) use self::lora::Lora;
 pub(crate) use self::metrics::Metrics;
 pub(crate) use self::quic::{Exchange, Http3, Quic, Served, close_code, request as quic_request};
 pub(crate) use self::raw::Raw;
-pub(crate) use self::sluice::{Came, frame as sluice_frame, head as sluice_head};
+pub(crate) use self::sluice::{Came, Sluice, frame as sluice_frame, head as sluice_head};
 pub(crate) use self::sse::{Answer, Event};
 pub(crate) use self::tap::Tap;
 pub(crate) use self::tls::{Certified, connect, read_certificate, replace, secure, trusting};
