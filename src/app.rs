@@ -14,13 +14,15 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::auth::Gate;
 use crate::config::Config;
 use crate::engine::Plan;
 use crate::gateway::settings::Drain;
 use crate::gateway::{Gateway, Phase};
-use crate::generation::Watch;
+use crate::generation::{Watch, clock};
 use crate::route::Registry;
-use crate::telemetry::{Metrics, Scrape, Upkeep};
+use crate::telemetry::{Metrics, Scrape, TicketLoad, Upkeep};
+use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
 use crate::transport::listen::{self, Closing, Listener, Serving};
@@ -98,7 +100,13 @@ impl App {
 
         let state = config.server.state_dir.clone();
         let state = state.or_else(crate::config::state::directory);
-        let tls = Tls::build(&config.tls, state.as_deref(), Some(metrics.clone()))?;
+        let gate = Arc::new(Gate::new(&config.auth, clock::unix_seconds())?);
+        let tls = Tls::build(
+            &config.tls,
+            state.as_deref(),
+            gate.clone(),
+            Some(metrics.clone()),
+        )?;
         let listen = Listen {
             plain: &config.server.listen,
             secure: tls.as_ref().map(|tls| (tls, &config.tls.listen[..])),
@@ -116,6 +124,11 @@ impl App {
                 body_timeout: config.server.body_timeout,
                 keep_alive: config.stream.keep_alive,
                 streams: streams.clone(),
+                early: Arc::new(early::Policy::new(
+                    gate.clone(),
+                    config.auth.max_held,
+                    metrics.clone(),
+                )),
             };
             (http::router(context), connections(config))
         })?;
@@ -135,6 +148,7 @@ impl App {
                         open.open_streams(),
                         kept.as_ref().map_or(0, |streams| streams.count()),
                     ],
+                    tickets(&gate),
                     log_lines_dropped(),
                 )
             };
@@ -381,10 +395,26 @@ fn plans(config: &Config) -> Vec<Plan> {
         .collect()
 }
 
+fn tickets(gate: &Gate) -> TicketLoad {
+    let counts = gate.tickets().counts();
+    TicketLoad {
+        issued: counts.issued,
+        redeemed: counts.redeemed,
+        replayed: counts.spent,
+        unknown: counts.unknown,
+        too_old: counts.too_old,
+        evicted: counts.evicted,
+        forgotten: counts.forgotten,
+        live: counts.live,
+        early_ids: gate.early_ids(),
+    }
+}
+
 fn render(
     metrics: &Metrics,
     registry: &Registry,
     [streams_open, streams_kept]: [usize; 2],
+    tickets: TicketLoad,
     dropped: u64,
 ) -> String {
     let engines = registry.ready();
@@ -394,6 +424,7 @@ fn render(
     metrics.render(Scrape {
         streams_open,
         streams_kept,
+        tickets,
         log_lines_dropped: dropped,
         models: loads,
     })

@@ -24,6 +24,9 @@ pub struct Auth {
     /// Ids of requests served early that are remembered; 0 serves nothing early.
     #[serde(deserialize_with = "count")]
     pub max_early_ids: usize,
+    /// Early requests that wait at once for the end of their handshakes; more are answered with 425.
+    #[serde(deserialize_with = "count")]
+    pub max_held: usize,
     /// Whether a bound token needs a proof with every request, or only with early ones.
     pub require_proof: bool,
 }
@@ -36,6 +39,7 @@ impl Default for Auth {
             lineage_lifetime: Duration::from_hours(24),
             token_lifetime: Duration::from_hours(24),
             max_early_ids: 262_144,
+            max_held: 1024,
             require_proof: true,
         }
     }
@@ -81,6 +85,7 @@ mod tests {
         for bad in [
             "max_tickets = 16777217",
             "max_early_ids = -1",
+            "max_held = 16777217",
             "ticket_lifetime = '0s'",
             "ticket_lifetime = '8days'",
             "lineage_lifetime = '999ms'",

@@ -5,6 +5,7 @@
 //! when Prometheus asks.
 
 mod names;
+mod route;
 mod transports;
 
 use std::collections::HashMap;
@@ -27,7 +28,8 @@ use self::names::{
     PREFIX_BYTES, QUEUE, REQUESTS, REQUESTS_RUNNING, REQUESTS_WAITING, SEND_STALLS,
     SEQUENCES_PAUSED, STREAMS_KEPT, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
 };
-pub use self::transports::{ConnectionOpen, Handshake, Transports};
+pub use self::route::Route;
+pub use self::transports::{ConnectionOpen, EarlyRequest, Handshake, TicketLoad, Transports};
 use crate::generation::Outcome;
 
 /// The model label of what names no configured model.
@@ -36,47 +38,6 @@ const UNKNOWN_MODEL: &str = "unknown";
 /// How often histogram samples are folded into buckets. Until then each takes 16 bytes, so the
 /// memory they take is bounded by what one second can bring.
 const UPKEEP: Duration = Duration::from_secs(1);
-
-/// Where a request came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// Chat completions.
-    Chat,
-    /// Text completions.
-    Completions,
-    /// JSON-RPC.
-    Rpc,
-    /// Tokenizing and detokenizing.
-    Tokenize,
-    /// Embeddings.
-    Embeddings,
-    /// Reranking.
-    Rerank,
-}
-
-impl Route {
-    const ALL: [Self; 6] = [
-        Self::Chat,
-        Self::Completions,
-        Self::Rpc,
-        Self::Tokenize,
-        Self::Embeddings,
-        Self::Rerank,
-    ];
-
-    /// The label value in metrics and logs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat",
-            Self::Completions => "completions",
-            Self::Rpc => "rpc",
-            Self::Tokenize => "tokenize",
-            Self::Embeddings => "embeddings",
-            Self::Rerank => "rerank",
-        }
-    }
-}
 
 /// Every series of this process.
 pub struct Metrics {
@@ -166,6 +127,8 @@ pub struct Scrape<I> {
     pub streams_kept: usize,
     /// [`super::Logs::dropped`].
     pub log_lines_dropped: u64,
+    /// Tickets of TLS.
+    pub tickets: TicketLoad,
     /// Models by name. A name that is not configured counts as "unknown".
     pub models: I,
 }
@@ -246,6 +209,7 @@ impl Metrics {
                 model.moves.absolute(load.moves);
             }
         }
+        self.transports.pull(&scrape.tickets);
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
         self.handle.render()
     }
@@ -435,6 +399,11 @@ pub(super) mod tests {
     pub(in crate::telemetry) fn scrape(metrics: &Metrics) -> String {
         metrics.render(Scrape {
             streams_open: 3,
+            tickets: TicketLoad {
+                issued: 6,
+                early_ids: 2,
+                ..TicketLoad::default()
+            },
             streams_kept: 2,
             log_lines_dropped: 5,
             models: [(
@@ -492,6 +461,11 @@ pub(super) mod tests {
         let text = scrape(&Metrics::new(["m"]).unwrap());
         assert_eq!(value(&text, "sluicegate_streams_open"), "3");
         assert_eq!(value(&text, "sluicegate_streams_kept"), "2");
+        assert_eq!(
+            value(&text, r#"sluicegate_tls_tickets_total{event="issued"}"#),
+            "6"
+        );
+        assert_eq!(value(&text, "sluicegate_early_ids"), "2");
         assert_eq!(
             value(&text, r#"sluicegate_requests_running{model="m"}"#),
             "1"

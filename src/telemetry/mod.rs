@@ -11,6 +11,7 @@ mod request;
 pub use config::Config;
 pub use logs::{LogError, Logs};
 pub use metrics::{
-    ConnectionOpen, Handshake, Metrics, ModelLoad, ModelMetrics, Route, Scrape, Transports, Upkeep,
+    ConnectionOpen, EarlyRequest, Handshake, Metrics, ModelLoad, ModelMetrics, Route, Scrape,
+    TicketLoad, Transports, Upkeep,
 };
 pub use request::RequestRecorder;

@@ -22,7 +22,8 @@ use super::listen::Peer;
 use super::pace::Pace;
 use super::resume::{self, Streams};
 use super::tokens::{First, Streamed, TokenBody};
-use super::{assets, plain, rpc, vectors};
+use super::{assets, bind, early, plain, rpc, vectors};
+use crate::auth::token::Grant;
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
 use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
@@ -50,6 +51,8 @@ pub struct Context {
     pub keep_alive: Duration,
     /// Streams that outlive their connection, if any may.
     pub streams: Option<Arc<Streams>>,
+    /// What judges bound tokens and early data.
+    pub early: Arc<early::Policy>,
 }
 
 /// The public paths.
@@ -72,6 +75,7 @@ pub fn router(context: Context) -> Router {
         )
         .route("/v1/tokenize", post(plain::tokenize))
         .route("/v1/detokenize", post(plain::detokenize))
+        .route(early::BIND, post(bind::post))
         .route("/rpc", post(rpc::handle))
         .route("/rpc/openrpc.json", get(rpc::openrpc))
         .route("/healthz", get(healthz))
@@ -91,6 +95,11 @@ pub fn router(context: Context) -> Router {
         });
     // From the outside in:
     paths
+        // nothing gets by it that may not be served, whatever its path;
+        .layer(middleware::from_fn_with_state(
+            context.clone(),
+            early::judge,
+        ))
         // a defect in a handler ends one request, not the connection's other streams;
         .layer(CatchPanicLayer::custom(|_| {
             fail(&Failure::internal("a handler panicked"))
@@ -269,16 +278,24 @@ pub(super) async fn read_counted<T>(
     }
 }
 
-/// Who asks: for now whoever is at the other end of the connection.
+/// Who asks: whoever the bound token was made for, else whoever is at the other end of the connection. The
+/// one place where a credential becomes a caller.
 pub(super) fn caller(extensions: &Extensions) -> Caller {
     let peer = extensions.get::<Peer>();
+    let bound = extensions.get::<Arc<Grant>>();
     Caller {
         address: peer.map(|peer| peer.address.ip()),
-        identity: peer.and_then(|peer| peer.identity.clone()),
+        identity: bound
+            .and_then(|grant| grant.identity.clone())
+            .or_else(|| peer.and_then(|peer| peer.identity.clone())),
     }
 }
 
-async fn read_body(context: &Context, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
+pub(super) async fn read_body(
+    context: &Context,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, Failure> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Failure::new(
             Kind::UnsupportedMedia,
@@ -349,7 +366,7 @@ pub(super) fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
-fn accept(headers: &HeaderMap) -> String {
+pub(super) fn accept(headers: &HeaderMap) -> String {
     let values = headers.get_all(header::ACCEPT).iter();
     let texts: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
     texts.join(",")
@@ -422,6 +439,10 @@ pub(super) fn refused(refusal: wire::Refusal, bytes: Bytes, failure: &Failure) -
         "x-should-retry",
         HeaderValue::from_static(if retry { "true" } else { "false" }),
     );
+    if failure.kind == Kind::Unauthorized {
+        // RFC 9110, section 15.5.2, wants one with every 401.
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Some(after) = failure.retry_after {
         // Whole seconds, rounded up (RFC 9110, section 10.2.3), and what OpenAI's SDKs read first.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);

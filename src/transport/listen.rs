@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::config::Server;
+use super::early::{Handshake, Secure};
 use super::guard::{Guarded, InFlight, Requests};
 use super::http2::Http2;
 use super::outq::SendQueue;
@@ -189,16 +190,21 @@ async fn connection(
             address,
             identity: None,
         };
-        return serve(stream, head, is_http2, peer, alt_svc, serving).await;
+        let about = About::new(peer, None, alt_svc);
+        return serve(stream, head, is_http2, about, serving).await;
     };
-    let stream = tls.accept(stream).await?;
-    let (_, session) = stream.get_ref();
-    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    let (stream, session) = tls.accept(stream, address).await?;
+    let (_, tls) = stream.get_ref();
+    let is_http2 = tls.alpn_protocol() == Some(b"h2");
     let peer = Peer {
         address,
-        identity: session.peer_certificates().and_then(tls::identity_of),
+        identity: tls.peer_certificates().and_then(tls::identity_of),
     };
-    serve(stream, Bytes::new(), is_http2, peer, alt_svc, serving).await
+    // No early data over TCP: rustls is not told to take any.
+    let handshake = Handshake::ended(peer.identity.clone());
+    let secure = Secure::new(session, handshake, false);
+    let about = About::new(peer, Some(secure), alt_svc);
+    serve(stream, Bytes::new(), is_http2, about, serving).await
 }
 
 /// Who is at the other end of a connection.
@@ -214,8 +220,7 @@ async fn serve<S>(
     stream: S,
     head: Bytes,
     is_http2: bool,
-    peer: Peer,
-    alt_svc: Option<HeaderValue>,
+    mut about: About,
     serving: &Serving,
 ) -> Result<(), Error>
 where
@@ -231,20 +236,14 @@ where
         serving.write_timeout,
         serving.kernel_share(),
     );
-    let mut pace = Pace::default();
     let io = TokioIo::new(if is_http2 {
         let small_frames = SmallFrames::new();
-        pace.small_frames = Some(small_frames.clone());
+        about.pace.small_frames = Some(small_frames.clone());
         io.with_account(small_frames)
     } else {
         io
     });
     let router = serving.router.clone();
-    let about = About {
-        peer,
-        pace,
-        alt_svc,
-    };
     let service = {
         let requests = requests.clone();
         service_fn(move |request| {
@@ -368,8 +367,20 @@ where
 #[derive(Clone)]
 struct About {
     peer: Peer,
+    secure: Option<Secure>,
     pace: Pace,
     alt_svc: Option<HeaderValue>,
+}
+
+impl About {
+    fn new(peer: Peer, secure: Option<Secure>, alt_svc: Option<HeaderValue>) -> Self {
+        Self {
+            peer,
+            secure,
+            pace: Pace::default(),
+            alt_svc,
+        }
+    }
 }
 
 async fn respond(
@@ -380,6 +391,9 @@ async fn respond(
 ) -> Result<Response<Body>, std::convert::Infallible> {
     request.extensions_mut().insert(about.peer);
     request.extensions_mut().insert(about.pace);
+    if let Some(secure) = about.secure {
+        request.extensions_mut().insert(secure);
+    }
     let mut response = router.call(request).await?;
     if response.extensions().get::<Streamed>().is_some() {
         in_flight.streams();

@@ -5,6 +5,7 @@
 //! `vectors` and `plain` answer with one document.
 
 mod assets;
+mod bind;
 pub mod config;
 pub mod early;
 pub mod files;

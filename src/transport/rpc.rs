@@ -14,7 +14,7 @@ use super::pace::Pace;
 use super::plain::{as_model, write_tokens};
 use super::resume::{self, Asked, TakenOver};
 use super::tokens::TokenBody;
-use super::vectors;
+use super::{bind, vectors};
 use crate::generation::{BoxFuture, Failure, RequestId};
 use crate::telemetry::{RequestRecorder, Route};
 use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply, Resume, Target};
@@ -30,6 +30,7 @@ pub(super) async fn openrpc() -> Response {
 /// `POST /rpc`.
 pub(super) async fn handle(State(context): State<Context>, request: Request) -> Response {
     let pace = Pace::of(request.extensions());
+    let sender = bind::Asker::of(request.extensions());
     let parse = |body: &[u8], head: &Head<'_>| Ok(jsonrpc::parse(body, head));
     let (Incoming { items, framing }, id) =
         match read_counted(&context, request, Route::Rpc, parse).await {
@@ -44,7 +45,7 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
     let mut expects_reply = false;
     for (index, item) in items.into_iter().enumerate() {
         expects_reply |= !item.reply.is_notification();
-        replies.insert(index, begin(&context, item, &pace, &id).await);
+        replies.insert(index, begin(&context, item, &pace, &sender, &id).await);
     }
     if framing == Framing::Lines {
         let body = Body::from_stream(replies.map(|(_, bytes)| bytes));
@@ -73,7 +74,13 @@ pub(super) async fn handle(State(context): State<Context>, request: Request) -> 
 }
 
 /// Begins one call: its reply, or what it streams.
-async fn begin(context: &Context, item: Item, pace: &Pace, id: &RequestId) -> Replies {
+async fn begin(
+    context: &Context,
+    item: Item,
+    pace: &Pace,
+    sender: &bind::Asker,
+    id: &RequestId,
+) -> Replies {
     let Item {
         reply,
         work,
@@ -142,6 +149,10 @@ async fn begin(context: &Context, item: Item, pace: &Pace, id: &RequestId) -> Re
             once(|out| reply.result(out, |out| jsonrpc::write_cancelled(count, out)))
         }
         Method::Resume(asked) => resume(context, &asked, pace, &reply),
+        Method::Bind => {
+            let recorder = context.gateway.recorder("", Route::Rpc, id);
+            result_or_failure(&reply, &recorder, bind::bind(context, sender.clone()))
+        }
         Method::Ping => once(|out| reply.result(out, jsonrpc::write_pong)),
     }
 }

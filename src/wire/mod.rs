@@ -9,11 +9,12 @@
 //! * [`openai`]: chat completions and completions over SSE, NDJSON, bare text and whole documents.
 //! * [`jsonrpc`]: JSON-RPC 2.0 with streamed tokens.
 //! * [`sluice`]: the frames of our own protocol on QUIC, which are a format of `openai` as well.
-//! * [`tokenize`] and [`models`]: the plain endpoints beside them.
+//! * [`tokenize`], [`models`] and [`bind`]: the plain endpoints beside them.
 //! * [`events`]: where one event of a streamed answer ends, for readers who come back.
 //! * [`failure`]: the only table from a failure's kind to status codes.
 
 mod accept;
+pub mod bind;
 pub mod events;
 pub mod failure;
 mod json;

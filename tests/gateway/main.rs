@@ -18,6 +18,7 @@ mod command_line;
 mod connections;
 mod deaths;
 mod drain;
+mod early;
 mod files;
 mod http3;
 mod isolation;

@@ -201,33 +201,6 @@ async fn visit(served: &Served, quic: &Quic) {
 }
 
 #[tokio::test]
-async fn an_early_request_waits_for_the_end_of_its_handshake() {
-    let served = Served::by(gateway().scripted()).await;
-    let quic = served.quic();
-    visit(&served, &quic).await;
-    let tap = Tap::before(served.gateway.secure()).await;
-    let Ok((connection, accepted)) = quic.connecting(tap.address).into_0rtt() else {
-        panic!("there is something to resume");
-    };
-    let http = Http3::on(connection).await;
-    let body = chat_body("scripted?text=abcd&tokens=3", "x", r#""stream":true"#);
-    let exchange = http.post("/v1/chat/completions", body).await;
-    let there = |m: &Metrics| m.sum("connections_open", &[]) >= 1;
-    served
-        .gateway
-        .until("its first flight is there", there)
-        .await;
-    // Time enough for a request that does not wait.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(served.gateway.metrics().await.ended_in_all(), 0);
-    tap.release();
-    let mut exchange = exchange;
-    assert_eq!(exchange.head().await.0, 200);
-    assert_eq!(exchange.answer().await.text(), "abcd".repeat(3));
-    assert!(within(accepted).await, "it was early data");
-}
-
-#[tokio::test]
 async fn an_early_request_whose_handshake_never_ends_is_never_executed() {
     let setup = gateway()
         .scripted()

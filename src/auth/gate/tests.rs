@@ -244,3 +244,24 @@ fn nothing_secret_is_printed() {
         "{shown}"
     );
 }
+
+/// What single-use tickets are worth: without them a copy of a first flight would open a connection of
+/// the same lineage with the same early key, and the proof in it would hold there.
+#[test]
+fn were_a_ticket_good_twice_its_copy_would_be_stopped_by_the_id_alone() {
+    let gate = gate(|_| {});
+    let original = resumed(&gate);
+    let copy = Session::new(Arc::clone(gate.tickets()), original.lineage());
+    let random = original.lineage().0.repeat(2);
+    copy.log("CLIENT_EARLY_TRAFFIC_SECRET", &random, &[7; 32]);
+    for (identity, id) in [(Some("alice"), "1"), (None, "2")] {
+        let token = bind(&gate, &original, identity);
+        let request = request(id, &token);
+        let proof = prove(&original, &request);
+        let decisions = [&*original, &*copy].map(|session| {
+            let arrival = arrival(session, Some(&proof));
+            gate.judge(&arrival, &request, None).decision
+        });
+        assert_eq!(decisions, [Decision::Serve, refused(Refusal::Replayed)]);
+    }
+}

@@ -52,10 +52,13 @@ pub(super) const MOVES: &str = "sluicegate_moves_total";
 pub(super) const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
 pub(super) const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
 pub(super) const HANDSHAKES: &str = "sluicegate_tls_handshakes_total";
+pub(super) const TICKETS: &str = "sluicegate_tls_tickets_total";
+pub(super) const EARLY_REQUESTS: &str = "sluicegate_early_requests_total";
+pub(super) const AUTH_REFUSALS: &str = "sluicegate_auth_refusals_total";
 pub(super) const CERTIFICATE_RELOADS: &str = "sluicegate_tls_certificate_reloads_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 12] = [
+pub(super) const COUNTERS: [(&str, &str); 15] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -88,6 +91,18 @@ pub(super) const COUNTERS: [(&str, &str); 12] = [
     ),
     (HANDSHAKES, "TLS handshakes by how they ended."),
     (
+        TICKETS,
+        "TLS tickets by what became of them; replayed ones had been shown before.",
+    ),
+    (
+        EARLY_REQUESTS,
+        "Requests that came before their TLS handshake had ended, by what was done at once.",
+    ),
+    (
+        AUTH_REFUSALS,
+        "Requests refused for their token, their proof, their id, or for being early.",
+    ),
+    (
         CERTIFICATE_RELOADS,
         "Times that the certificate's files had changed, by whether the new one was taken.",
     ),
@@ -110,9 +125,11 @@ pub(super) const PREFIX_BYTES: &str = "sluicegate_prefix_cache_bytes";
 pub(super) const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
 pub(super) const ENGINE_THREADS: &str = "sluicegate_engine_threads";
 pub(super) const CERTIFICATE_UNTIL: &str = "sluicegate_tls_certificate_not_after_seconds";
+pub(super) const TICKETS_LIVE: &str = "sluicegate_tls_tickets_live";
+pub(super) const EARLY_IDS: &str = "sluicegate_early_ids";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 14] = [
+pub(super) const GAUGES: [(&str, &str); 16] = [
     (STREAMS_OPEN, "Streams that have not ended."),
     (
         STREAMS_KEPT,
@@ -140,6 +157,11 @@ pub(super) const GAUGES: [(&str, &str); 14] = [
     (
         CERTIFICATE_UNTIL,
         "When the certificate ends, in seconds since 1970; 0 without TLS.",
+    ),
+    (TICKETS_LIVE, "TLS tickets that could be redeemed now."),
+    (
+        EARLY_IDS,
+        "Ids of requests served early that are remembered (auth.max_early_ids).",
     ),
     (BUILD_INFO, "Always 1; the labels say what runs."),
 ];

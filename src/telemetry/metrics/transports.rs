@@ -3,7 +3,10 @@
 use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use super::names::{CERTIFICATE_RELOADS, CERTIFICATE_UNTIL, CONNECTIONS_OPEN, HANDSHAKES};
+use super::names::{
+    AUTH_REFUSALS, CERTIFICATE_RELOADS, CERTIFICATE_UNTIL, CONNECTIONS_OPEN, EARLY_IDS,
+    EARLY_REQUESTS, HANDSHAKES, TICKETS, TICKETS_LIVE,
+};
 use super::{counter, gauge};
 
 /// How a TLS handshake ended.
@@ -25,6 +28,74 @@ impl Handshake {
     ];
 }
 
+/// What was done with a request that came before its handshake had ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyRequest {
+    /// Served at once.
+    Served,
+    /// Kept until the handshake ended.
+    Held,
+    /// Answered with a failure.
+    Refused,
+}
+
+impl EarlyRequest {
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::Served, "served"),
+        (Self::Held, "held"),
+        (Self::Refused, "refused"),
+    ];
+}
+
+/// Why requests are refused before they come to a handler.
+const AUTH_REASONS: [&str; 8] = [
+    "too_early",
+    "replayed",
+    "token_unknown",
+    "token_expired",
+    "token_foreign",
+    "proof_missing",
+    "proof_wrong",
+    "unnamed",
+];
+
+/// TLS tickets at the moment of a scrape: totals since the start, but for the last two.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TicketLoad {
+    /// Handed out.
+    pub issued: u64,
+    /// Taken to resume.
+    pub redeemed: u64,
+    /// Shown although they had been taken before.
+    pub replayed: u64,
+    /// Shown and not known.
+    pub unknown: u64,
+    /// Shown when their lineage had become too old.
+    pub too_old: u64,
+    /// Pushed out by newer ones before they were used.
+    pub evicted: u64,
+    /// Pushed out after they were used and before they expired.
+    pub forgotten: u64,
+    /// That can be taken now.
+    pub live: usize,
+    /// Ids of early requests that are remembered.
+    pub early_ids: usize,
+}
+
+impl TicketLoad {
+    fn totals(&self) -> [(&'static str, u64); 7] {
+        [
+            ("issued", self.issued),
+            ("redeemed", self.redeemed),
+            ("replayed", self.replayed),
+            ("unknown", self.unknown),
+            ("too_old", self.too_old),
+            ("evicted", self.evicted),
+            ("forgotten", self.forgotten),
+        ]
+    }
+}
+
 /// The series of all transports.
 pub struct Transports {
     connections_open: Gauge,
@@ -32,6 +103,11 @@ pub struct Transports {
     reloads_taken: Counter,
     reloads_refused: Counter,
     certificate_until: Gauge,
+    tickets: [Counter; 7],
+    tickets_live: Gauge,
+    early_ids: Gauge,
+    early_requests: [Counter; EarlyRequest::ALL.len()],
+    auth_refusals: [Counter; AUTH_REASONS.len()],
 }
 
 impl Transports {
@@ -44,6 +120,15 @@ impl Transports {
             reloads_taken: reloads("taken"),
             reloads_refused: reloads("refused"),
             certificate_until: gauge(recorder, CERTIFICATE_UNTIL, &[]),
+            tickets: TicketLoad::default()
+                .totals()
+                .map(|(event, _)| counter(recorder, TICKETS, &[("event", event)])),
+            tickets_live: gauge(recorder, TICKETS_LIVE, &[]),
+            early_ids: gauge(recorder, EARLY_IDS, &[]),
+            early_requests: EarlyRequest::ALL
+                .map(|(_, decision)| counter(recorder, EARLY_REQUESTS, &[("decision", decision)])),
+            auth_refusals: AUTH_REASONS
+                .map(|reason| counter(recorder, AUTH_REFUSALS, &[("reason", reason)])),
         }
     }
 
@@ -57,6 +142,28 @@ impl Transports {
     /// A handshake ended.
     pub fn handshake(&self, how: Handshake) {
         self.handshakes[how as usize].increment(1);
+    }
+
+    /// A request came before its handshake had ended.
+    pub fn early_request(&self, what: EarlyRequest) {
+        self.early_requests[what as usize].increment(1);
+    }
+
+    /// A request was refused before it came to a handler, for one of the reasons that have a series.
+    pub fn auth_refused(&self, reason: &str) {
+        let place = AUTH_REASONS.iter().position(|known| *known == reason);
+        if let Some(counter) = place.and_then(|place| self.auth_refusals.get(place)) {
+            counter.increment(1);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "nobody keeps 2^53 tickets")]
+    pub(super) fn pull(&self, load: &TicketLoad) {
+        for (counter, (_, total)) in self.tickets.iter().zip(load.totals()) {
+            counter.absolute(total);
+        }
+        self.tickets_live.set(load.live as f64);
+        self.early_ids.set(load.early_ids as f64);
     }
 
     /// The certificate in use ends then, in seconds since 1970.

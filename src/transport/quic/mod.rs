@@ -7,7 +7,7 @@
 //!  ClientHello         a TLS configuration of this connection's own
 //!      |  ALPN
 //!      v
-//!  HTTP/3, sluice/1    streams are served while the handshake still runs; what must not be is held
+//!  HTTP/3, sluice/1    streams go to the router while the handshake still runs; `early` judges them there
 //!      |
 //!      v
 //!  GOAWAY, last answers acknowledged, closed
@@ -19,7 +19,6 @@
 mod budget;
 pub mod config;
 mod h3;
-mod handshake;
 mod parameters;
 mod priority;
 mod shared;
@@ -30,16 +29,19 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use axum::http::HeaderValue;
-use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use self::handshake::Handshake;
+use self::shared::Shared;
+use super::early::Handshake;
 use super::guard::Requests;
 use super::listen::Serving;
-use super::tls::{Tls, TlsError};
+use super::tls::{self, Tls, TlsError};
+use crate::auth::Session;
 use crate::telemetry;
 use crate::wire;
 
@@ -119,16 +121,20 @@ impl Quic {
     /// The socket cannot be used.
     pub fn endpoint(&self, socket: UdpSocket) -> io::Result<Endpoint> {
         let runtime = Arc::new(TokioRuntime);
-        let server = self.for_connection().map_err(io::Error::other)?;
+        let (_, server) = self.for_connection().map_err(io::Error::other)?;
         Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
     }
 
     /// The configuration of one connection, with a TLS configuration that nobody else has: what is
     /// derived from a connection's keys hangs on it.
-    fn for_connection(&self) -> Result<quinn::ServerConfig, NoInitialCipherSuite> {
-        let crypto = Arc::new(QuicServerConfig::try_from(self.crypto.clone())?);
+    fn for_connection(&self) -> Result<(Arc<Session>, quinn::ServerConfig), Error> {
+        let session = self.tls.session()?;
+        let crypto = Arc::new(QuicServerConfig::try_from(session.apply(&self.crypto))?);
         let transport = self.transport.clone();
-        Ok(parameters::server(&self.settings, transport, crypto))
+        Ok((
+            session,
+            parameters::server(&self.settings, transport, crypto),
+        ))
     }
 
     /// Finds a place for a connection; `None` when it was answered otherwise.
@@ -241,7 +247,9 @@ async fn connection(
     quic: Arc<Quic>,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + quic.tls.handshake_timeout();
-    let accepted = incoming.accept_with(Arc::new(quic.for_connection()?));
+    let peer = incoming.remote_address();
+    let (session, config) = quic.for_connection()?;
+    let accepted = incoming.accept_with(Arc::new(config));
     let mut connecting = accepted.inspect_err(|_| quic.tls.ended(telemetry::Handshake::Failed))?;
     let protocol = {
         let hello = timeout_at(deadline, connecting.handshake_data());
@@ -260,9 +268,11 @@ async fn connection(
         quic.tls.ended(telemetry::Handshake::Failed);
         return Err("no protocol was agreed on".into());
     };
+    tls::tell_of_replay(&session, peer);
     let (end, handshake) = Handshake::begin();
     let handshaking = {
-        let (connection, tls) = (connection.clone(), quic.tls.clone());
+        let (connection, session) = (connection.clone(), session.clone());
+        let tls = quic.tls.clone();
         async move {
             let in_time = timeout_at(deadline, ended).await.is_ok();
             if !has_finished(&connection) {
@@ -275,7 +285,13 @@ async fn connection(
                 return "the handshake did not end";
             }
             tls.ended(telemetry::Handshake::Done);
-            end.finished();
+            // Whoever is told that it has ended finds the key there.
+            session.secrets().finish(&|out, label, context| {
+                connection
+                    .export_keying_material(out, label, context)
+                    .is_ok()
+            });
+            end.finished(identity(&connection));
             drop(place_of_handshake);
             std::future::pending().await
         }
@@ -288,22 +304,11 @@ async fn connection(
             () = requests.until_idle(serving.settings.idle_timeout) => {}
         }
     };
+    let shared = Shared::new(connection.clone(), session, handshake, quic.clone());
     let served = async {
         match protocol {
-            Protocol::Http3 => {
-                h3::serve(
-                    connection.clone(),
-                    handshake,
-                    &requests,
-                    quic.clone(),
-                    leave,
-                )
-                .await
-            }
-            Protocol::Sluice => {
-                let handle = connection.clone();
-                sluice::serve(handle, handshake, &requests, quic.clone(), leave).await
-            }
+            Protocol::Http3 => h3::serve(shared, &requests, leave).await,
+            Protocol::Sluice => sluice::serve(shared, &requests, leave).await,
         }
     };
     tokio::select! {
@@ -325,6 +330,13 @@ fn protocol(data: &dyn std::any::Any) -> Option<Protocol> {
     known
         .find(|(known, _)| *known == name)
         .map(|&(_, protocol)| protocol)
+}
+
+/// Who the client's certificate says that it is.
+fn identity(connection: &quinn::Connection) -> Option<Arc<str>> {
+    let chain = connection.peer_identity()?;
+    let chain = chain.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    tls::identity_of(&chain)
 }
 
 /// Whether the peer's Finished was seen: only then is there anything to export.

@@ -10,6 +10,7 @@ mod self_signed;
 mod watch;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use self::certificates::{CertificateError, Certificates, authorities, load, provider};
 use self::config::{ClientAuth, Source};
 use self::watch::Watched;
+use crate::auth::{Gate, Session};
 use crate::telemetry::{Handshake, Metrics};
 
 pub(super) use self::identity::identity_of;
@@ -61,6 +63,7 @@ pub struct Tls {
     verifier: Arc<dyn ClientCertVerifier>,
     handshakes: Semaphore,
     settings: config::Tls,
+    gate: Arc<Gate>,
     metrics: Option<Arc<Metrics>>,
 }
 
@@ -73,6 +76,7 @@ impl Tls {
     pub fn build(
         settings: &config::Tls,
         state: Option<&Path>,
+        gate: Arc<Gate>,
         metrics: Option<Arc<Metrics>>,
     ) -> Result<Option<Arc<Self>>, TlsError> {
         let Some(source) = settings.source() else {
@@ -100,6 +104,7 @@ impl Tls {
                 usize::try_from(settings.max_handshakes.get()).unwrap_or(usize::MAX),
             ),
             settings: settings.clone(),
+            gate,
             metrics,
         })))
     }
@@ -140,20 +145,37 @@ impl Tls {
         }
     }
 
+    /// What one connection is accepted with, and no other.
+    pub(super) fn session(&self) -> io::Result<Arc<Session>> {
+        self.gate.session().map_err(io::Error::other)
+    }
+
     /// Shakes hands over TCP.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> io::Result<(TlsStream<TcpStream>, Arc<Session>)> {
+        let session = self.session()?;
         let shake = async {
             let _place = self.handshakes.acquire().await;
-            let acceptor = TlsAcceptor::from(self.tcp.clone());
+            let acceptor = TlsAcceptor::from(Arc::new(session.apply(&self.tcp)));
             let accepting = acceptor.accept_with(stream, |connection| {
                 connection.set_buffer_limit(Some(CIPHERTEXT_AHEAD));
             });
             accepting.await
         };
-        match timeout(self.settings.handshake_timeout, shake).await {
+        let shaken = timeout(self.settings.handshake_timeout, shake).await;
+        tell_of_replay(&session, peer);
+        match shaken {
             Ok(Ok(stream)) => {
                 self.ended(Handshake::Done);
-                Ok(stream)
+                let (_, tls) = stream.get_ref();
+                session.secrets().finish(&|out, label, context| {
+                    tls.export_keying_material(out, label, Some(context))
+                        .is_ok()
+                });
+                Ok((stream, session))
             }
             Ok(Err(error)) => {
                 self.ended(Handshake::Failed);
@@ -164,6 +186,16 @@ impl Tls {
                 Err(io::ErrorKind::TimedOut.into())
             }
         }
+    }
+}
+
+/// Once a connection: somebody shows a ticket that has opened a connection before.
+pub(super) fn tell_of_replay(session: &Session, peer: SocketAddr) {
+    if session.replayed() {
+        tracing::warn!(
+            %peer,
+            "a TLS ticket was shown again; its early data, if there is any, is not taken"
+        );
     }
 }
 

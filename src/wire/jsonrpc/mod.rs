@@ -28,7 +28,7 @@ use crate::generation::{Caller, Failure, RequestId};
 pub use parse::parse;
 
 /// Every method, in the order of the `OpenRPC` document.
-pub const METHODS: [&str; 10] = [
+pub const METHODS: [&str; 11] = [
     "chat",
     "complete",
     "models",
@@ -38,6 +38,7 @@ pub const METHODS: [&str; 10] = [
     "rerank",
     "cancel",
     "resume",
+    "bind",
     "ping",
 ];
 
@@ -122,6 +123,8 @@ pub enum Method {
     Cancel(Target),
     /// Go on with a stream: its lines, then reply with [`write_resumed`].
     Resume(Resume),
+    /// Bind a token to the connection: reply with [`super::bind::write`].
+    Bind,
     /// Reply with [`write_pong`].
     Ping,
 }

@@ -123,6 +123,7 @@ enum Work {
     Rerank(Rerank),
     Cancel(Target),
     Resume(Resume),
+    Bind,
     Ping,
 }
 
@@ -210,6 +211,7 @@ impl Parsed {
             Work::Rerank(rerank) => Method::Rerank(rerank),
             Work::Cancel(target) => Method::Cancel(target),
             Work::Resume(resume) => Method::Resume(resume),
+            Work::Bind => Method::Bind,
             Work::Ping => Method::Ping,
         });
         Some(Item {
@@ -316,6 +318,7 @@ fn work(method: &str, params: &str, head: &Head<'_>) -> Result<Work, Fault> {
             })
         }
         "models" => Work::Models,
+        "bind" => Work::Bind,
         _ => Work::Ping,
     })
 }

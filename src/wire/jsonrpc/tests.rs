@@ -57,6 +57,9 @@ fn answer(body: &str) -> Option<String> {
                     item.reply
                         .result(&mut out, |out| write_resumed(&asked.stream, out));
                 }
+                Ok(Method::Bind) => item.reply.result(&mut out, |out| {
+                    super::super::bind::write("sgb1.x", 7, out);
+                }),
                 Ok(Method::Ping) => item.reply.result(&mut out, write_pong),
             }
             String::from_utf8(out.to_vec()).unwrap()

@@ -13,6 +13,7 @@ mod sluice;
 mod sse;
 mod tap;
 mod tls;
+mod visitor;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ pub(crate) use self::sluice::{Came, Sluice, frame as sluice_frame, head as sluic
 pub(crate) use self::sse::{Answer, Event};
 pub(crate) use self::tap::Tap;
 pub(crate) use self::tls::{Certified, connect, read_certificate, replace, secure, trusting};
+pub(crate) use self::visitor::{Answered, Asked, BIND, CHAT, Protocol, Visit, Visitor, finish};
 
 /// The longest that anything here may take. Nothing waits for it unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(30);

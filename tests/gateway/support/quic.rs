@@ -10,10 +10,12 @@ use h3_quinn::{BidiStream, OpenStreams};
 use http_body_util::Empty;
 use hyper::{HeaderMap, Request, StatusCode};
 use quinn::crypto::rustls::QuicClientConfig;
+use rustls::client::ResolvesClientCert;
 use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sse::{self, Answer, Event};
+use super::visitor::Tickets;
 use super::{Setup, TestGateway, chat_body, read_certificate, within};
 
 /// A gateway with a certificate, and the folder that it is kept in.
@@ -72,13 +74,35 @@ impl Quic {
         self
     }
 
+    /// Shows this certificate when it is asked for one.
+    pub(crate) fn showing(mut self, certificate: Arc<dyn ResolvesClientCert>) -> Self {
+        self.tls.client_auth_cert_resolver = certificate;
+        self
+    }
+
     pub(crate) fn protocol(mut self, name: &str) -> Self {
         self.tls.alpn_protocols = vec![name.as_bytes().to_vec()];
         self
     }
 
+    /// Keeps what it is given to resume there.
+    pub(crate) fn tickets(mut self, tickets: Arc<Tickets>) -> Self {
+        self.tls.resumption = tickets.resumption();
+        self
+    }
+
     pub(crate) fn connecting(&self, address: SocketAddr) -> quinn::Connecting {
-        let crypto = QuicClientConfig::try_from(self.tls.clone()).unwrap();
+        self.connecting_with(address, Arc::new(rustls::NoKeyLog))
+    }
+
+    pub(crate) fn connecting_with(
+        &self,
+        address: SocketAddr,
+        secrets: Arc<dyn rustls::KeyLog>,
+    ) -> quinn::Connecting {
+        let mut tls = self.tls.clone();
+        tls.key_log = secrets;
+        let crypto = QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         let mut transport = quinn::TransportConfig::default();
         if let Some(bytes) = self.stream_window {

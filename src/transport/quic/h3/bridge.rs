@@ -4,8 +4,6 @@
 //!  stream accepted
 //!      |  head within header_timeout            else H3_REQUEST_CANCELLED, or 431
 //!      v
-//!  came early? held until the handshake ends    else H3_REQUEST_REJECTED
-//!      v
 //!  the router's answer, frame by frame          each asked for when the last one is with quinn
 //!      |  STOP_SENDING at any time              drops the answer, which is a client that left
 //!      v
@@ -29,19 +27,17 @@ use super::backend::{Connection, Control, Reader, Slot, Writer};
 use super::body::RequestBody;
 use crate::transport::guard::{InFlight, Requests};
 use crate::transport::quic::budget::SendBudget;
-use crate::transport::quic::handshake::Handshake;
 use crate::transport::quic::shared::Shared;
-use crate::transport::quic::{Error, OF_A_CONNECTION, Quic, priority};
+use crate::transport::quic::{Error, OF_A_CONNECTION, priority};
 
 /// Serves a connection until it ends, or until `leave` and the requests that were begun before have
 /// been answered.
 pub(in crate::transport::quic) async fn serve(
-    connection: quinn::Connection,
-    handshake: Handshake,
+    shared: Arc<Shared>,
     requests: &Arc<Requests>,
-    quic: Arc<Quic>,
     leave: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let (connection, quic) = (&shared.connection, &shared.quic);
     let max_head = quic.serving.settings.max_header_bytes;
     // Twice: a head that is a little too large shall be answered, with 431.
     let (backend, slot) = Connection::new(connection.clone(), 2 * max_head);
@@ -52,7 +48,6 @@ pub(in crate::transport::quic) async fn serve(
         .await?;
     let budget = SendBudget::new(connection.clone(), quic.serving.send_budget);
     let tracker = quic.serving.closing.tracker.clone();
-    let shared = Shared::new(connection, handshake, quic);
     let mut tasks = JoinSet::new();
     let mut leaving = false;
     let mut leave = std::pin::pin!(leave);
@@ -126,10 +121,6 @@ async fn request(
         return tracing::debug!(peer = %address, "a request with fields of a connection");
     }
     stream.prioritize(priority::urgency(head.headers()));
-    // The one place where an early request waits.
-    if early && !shared.handshake.clone().finished().await {
-        return send.stop_stream(Code::H3_REQUEST_REJECTED);
-    }
     let mut request = with_body(head, recv);
     shared.tell(request.extensions_mut(), early);
     let answer = answer(&mut send, serving.router.clone(), request, in_flight);

@@ -4,8 +4,6 @@
 //!  stream accepted
 //!      |  REQUEST or RESUME within header_timeout   else RESPONSE with an ERROR
 //!      v
-//!  came early? held until the handshake ends        else reset
-//!      v
 //!  the router's answer, frame by frame              each asked for when the last one is with quinn
 //!      |  STOP_SENDING at any time                  drops the answer, which is a client that left
 //!      |  nothing taken for write_timeout           resets the stream, and no other
@@ -29,9 +27,8 @@ use tokio::task::JoinSet;
 use self::answer::{Answer, Broken};
 use self::incoming::Incoming;
 use super::budget::SendBudget;
-use super::handshake::Handshake;
 use super::shared::Shared;
-use super::{Error, NO_ERROR, Quic};
+use super::{Error, NO_ERROR};
 use crate::generation::Kind;
 use crate::transport::guard::{InFlight, Requests};
 use crate::wire::failure::codes;
@@ -39,17 +36,15 @@ use crate::wire::failure::codes;
 /// Serves a connection until it ends, or until `leave` and the requests that were begun before have
 /// been answered.
 pub(super) async fn serve(
-    connection: quinn::Connection,
-    handshake: Handshake,
+    shared: Arc<Shared>,
     requests: &Arc<Requests>,
-    quic: Arc<Quic>,
     leave: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let (connection, quic) = (&shared.connection, &shared.quic);
     // Nothing is read from these, so none may hold room.
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(0));
     let budget = SendBudget::new(connection.clone(), quic.serving.send_budget);
     let tracker = quic.serving.closing.tracker.clone();
-    let shared = Shared::new(connection.clone(), handshake, quic);
     let mut tasks = JoinSet::new();
     let mut leaving = false;
     let mut leave = std::pin::pin!(leave);
@@ -151,10 +146,6 @@ async fn exchange(
         }
     };
     answer.prioritize(request.headers());
-    // The one place where an early request waits.
-    if early && !shared.handshake.clone().finished().await {
-        return Err(Broken::Gone);
-    }
     let mut request: Request<Body> = request.map(|()| Body::new(incoming));
     shared.tell(request.extensions_mut(), early);
     answer

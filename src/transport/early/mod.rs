@@ -1,0 +1,333 @@
+//! The one place where early data and bound tokens are judged, for every protocol and every path.
+//!
+//! ```text
+//!  request            no TLS of ours, no bound token, no proof, not early: straight on
+//!      |
+//!  has a proof?       its body is read first, since the proof covers it
+//!      |
+//!  the policy         serve: on to the handler, with what the token says
+//!      |              refuse: answered in the caller's dialect
+//!      v
+//!  hold               within `auth.max_held`, until the handshake has ended; then judged again
+//! ```
+//!
+//! Without a proof nothing of the body is read before the verdict: what is held keeps its sender waiting
+//! behind the flow windows. A handshake has only so much time, so nothing is held for longer.
+
+mod handshake;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Semaphore;
+
+pub(super) use self::handshake::Handshake;
+use super::http::{Context, REQUEST_ID, accept, document, fail, read_body, refused};
+use super::listen::Peer;
+use crate::auth::token::PREFIX;
+use crate::auth::{Arrival, Decision, Gate, Refusal, Session, Signed, Verdict};
+use crate::generation::{Failure, Kind, RequestId, clock};
+use crate::telemetry::{EarlyRequest, Metrics, Route};
+use crate::wire::jsonrpc::Reply;
+use crate::wire::{self, failure, openai};
+
+/// Proves that the sender of a request holds the keys of the connection it came on.
+const PROOF: HeaderName = HeaderName::from_static("x-sluice-proof");
+
+/// Set by a proxy that has not seen the end of its client's handshake (RFC 8470, section 5.1).
+const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
+
+/// Where a token is bound. That is never done early: who asks must be there.
+pub(super) const BIND: &str = "/v1/bind";
+
+/// Request extension: the TLS connection of ours beneath a request. Absent without one.
+#[derive(Clone)]
+pub(super) struct Secure {
+    session: Arc<Session>,
+    handshake: Handshake,
+    came_early: bool,
+}
+
+impl Secure {
+    /// `came_early`: the request began before the handshake had ended.
+    pub(super) fn new(session: Arc<Session>, handshake: Handshake, came_early: bool) -> Self {
+        Self {
+            session,
+            handshake,
+            came_early,
+        }
+    }
+
+    /// Keys and lineage of the connection.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Whether the request may be a copy of another for all that is known by now: it came as early data,
+    /// and the handshake has still not ended.
+    pub(super) fn is_early(&self) -> bool {
+        self.came_early && !self.handshake.has_ended()
+    }
+}
+
+/// What judging needs.
+pub struct Policy {
+    gate: Arc<Gate>,
+    /// Places to wait in.
+    held: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl Policy {
+    /// `max_held`: requests that may wait for the end of their handshakes at once.
+    #[must_use]
+    pub fn new(gate: Arc<Gate>, max_held: usize, metrics: Arc<Metrics>) -> Self {
+        Self {
+            gate,
+            held: Semaphore::new(max_held.min(Semaphore::MAX_PERMITS)),
+            metrics,
+        }
+    }
+
+    /// What makes and believes tokens.
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn count(&self, was_early: bool, decision: Decision) {
+        let counted = match decision {
+            Decision::Serve => EarlyRequest::Served,
+            Decision::Hold => EarlyRequest::Held,
+            Decision::Refuse(refusal) => {
+                self.metrics.transports.auth_refused(refusal.name());
+                EarlyRequest::Refused
+            }
+        };
+        if was_early {
+            self.metrics.transports.early_request(counted);
+        }
+    }
+}
+
+/// Lets a request through to its handler when it may be served.
+pub(super) async fn judge(
+    State(context): State<Context>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let headers = request.headers();
+    let is_plain = !headers.contains_key(PROOF)
+        && !headers.contains_key(EARLY_DATA)
+        && !credential(headers).starts_with(PREFIX);
+    // Also where the handshake has ended since: who asks was not known when the request was told.
+    let came_early = |secure: &Secure| secure.came_early;
+    if is_plain && !request.extensions().get().is_some_and(came_early) {
+        return next.run(request).await;
+    }
+    let (mut parts, body) = request.into_parts();
+    match admit(&context, &mut parts, body).await {
+        Ok(body) => next.run(Request::from_parts(parts, body)).await,
+        Err(Unserved::Failed(failure)) => refuse(&context, &parts, &failure),
+        // Its connection is being closed; a request that was never one is not counted.
+        Err(Unserved::NeverThere) => fail(&Refusal::TooEarly.failure()),
+    }
+}
+
+/// Why a request does not come to its handler.
+enum Unserved {
+    Failed(Failure),
+    /// It was held, and the handshake did not end.
+    NeverThere,
+}
+
+/// The request's body when it may be served. Tells `parts` who asks.
+async fn admit(context: &Context, parts: &mut Parts, body: Body) -> Result<Body, Unserved> {
+    let (body, read) = if parts.headers.contains_key(PROOF) {
+        let read = read_body(context, &parts.headers, body).await;
+        let read = read.map_err(Unserved::Failed)?;
+        (Body::from(read.clone()), read)
+    } else {
+        (body, Bytes::new())
+    };
+    let policy = &context.early;
+    let secure = parts.extensions.get::<Secure>().cloned();
+    let mut place = None;
+    let verdict = loop {
+        let is_early = secure.as_ref().is_some_and(Secure::is_early);
+        if is_early && place.is_none() {
+            place = policy.held.try_acquire().ok();
+        }
+        let room = place.is_some();
+        let verdict = verdict(policy, parts, secure.as_ref(), &read, is_early, room);
+        policy.count(is_early, verdict.decision);
+        match (verdict.decision, &secure) {
+            (Decision::Refuse(refusal), _) => return Err(Unserved::Failed(refusal.failure())),
+            (Decision::Hold, Some(secure)) => {
+                if !secure.handshake.finished().await {
+                    return Err(Unserved::NeverThere);
+                }
+            }
+            _ => break verdict,
+        }
+    };
+    drop(place);
+    if let (Some(secure), Some(peer)) = (&secure, parts.extensions.get_mut::<Peer>()) {
+        // The handshake may have ended since the request was told.
+        peer.identity = secure.handshake.peer();
+    }
+    if let Some(grant) = verdict.grant {
+        parts.extensions.insert(Arc::new(grant));
+    }
+    Ok(body)
+}
+
+fn verdict(
+    policy: &Policy,
+    parts: &Parts,
+    secure: Option<&Secure>,
+    body: &[u8],
+    early: bool,
+    room: bool,
+) -> Verdict {
+    let headers = &parts.headers;
+    let id = only(headers, &HeaderName::from_static(REQUEST_ID)).unwrap_or_default();
+    let named = RequestId::parse(id).is_some();
+    let peer = parts.extensions.get::<Peer>();
+    let arrival = Arrival {
+        session: secure.map(Secure::session),
+        early,
+        forwarded: headers.contains_key(EARLY_DATA),
+        live_only: parts.uri.path() == BIND,
+        room,
+        // One that is no text, or is there twice, is a wrong one.
+        proof: headers
+            .contains_key(PROOF)
+            .then(|| only(headers, &PROOF).unwrap_or_default()),
+        now: Instant::now(),
+        today: clock::unix_seconds(),
+    };
+    let request = Signed {
+        id: if named { id } else { "" },
+        method: parts.method.as_str(),
+        path: parts.uri.path_and_query().map_or("", |path| path.as_str()),
+        token: credential(headers),
+        body,
+    };
+    let identity = peer.and_then(|peer| peer.identity.as_deref());
+    policy.gate.judge(&arrival, &request, identity)
+}
+
+/// The bearer credential of a request (RFC 6750, section 2.1); empty without exactly one.
+pub(super) fn credential(headers: &HeaderMap) -> &str {
+    only(headers, &header::AUTHORIZATION)
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map_or("", |(_, token)| token.trim())
+}
+
+fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    values.next().is_none().then(|| value.to_str().ok())?
+}
+
+/// Answers in the words of the path that was asked for, and counts the request there.
+fn refuse(context: &Context, parts: &Parts, failure: &Failure) -> Response {
+    let path = parts.uri.path();
+    let route = route(path);
+    if let (Some(route), Some(id)) = (route, parts.extensions.get::<RequestId>()) {
+        context.gateway.recorder("", route, id).refused(failure);
+    }
+    let mut out = BytesMut::new();
+    let refusal = match route {
+        Some(Route::Rpc) => {
+            Reply::unknown().failure(failure, &mut out);
+            let mut response = document(wire::JSON, out.freeze());
+            if failure.kind == Kind::TooEarly {
+                // Proxies and clients of HTTP look for it there, whatever is inside (RFC 8470,
+                // section 5.2).
+                *response.status_mut() = StatusCode::TOO_EARLY;
+            }
+            return response;
+        }
+        Some(Route::Chat | Route::Completions) => {
+            openai::refuse(&accept(&parts.headers), failure, &mut out)
+        }
+        _ => failure::refuse(failure, &mut out),
+    };
+    refused(refusal, out.freeze(), failure)
+}
+
+/// Where requests to a path are counted.
+fn route(path: &str) -> Option<Route> {
+    Some(match path {
+        "/v1/chat/completions" => Route::Chat,
+        "/v1/completions" => Route::Completions,
+        "/rpc" => Route::Rpc,
+        "/v1/embeddings" => Route::Embeddings,
+        "/v1/rerank" | "/v1/reranking" | "/rerank" | "/reranking" => Route::Rerank,
+        "/v1/tokenize" | "/v1/detokenize" | "/v1/chat/completions/input_tokens" => Route::Tokenize,
+        BIND => Route::Bind,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+    use crate::telemetry::{Scrape, TicketLoad};
+
+    fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(name, HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn the_credential_is_what_follows_bearer_if_there_is_one() {
+        for (values, expected) in [
+            (&["Bearer sgb1.x"][..], "sgb1.x"),
+            (&["bearer  sgb1.x "], "sgb1.x"),
+            (&["Basic sgb1.x"], ""),
+            (&["Bearer"], ""),
+            (&["sgb1.x"], ""),
+            (&[], ""),
+            // Nobody shall judge one and serve the other.
+            (&["Bearer a", "Bearer b"], ""),
+        ] {
+            let pairs: Vec<_> = values.iter().map(|v| (header::AUTHORIZATION, *v)).collect();
+            assert_eq!(credential(&headers(&pairs)), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_has_a_series() {
+        let metrics = Metrics::new([]).unwrap();
+        for refusal in Refusal::ALL {
+            metrics.transports.auth_refused(refusal.name());
+        }
+        let text = metrics.render(Scrape {
+            streams_open: 0,
+            streams_kept: 0,
+            tickets: TicketLoad::default(),
+            log_lines_dropped: 0,
+            models: [],
+        });
+        for refusal in Refusal::ALL {
+            let name = refusal.name();
+            let series = format!("sluicegate_auth_refusals_total{{reason=\"{name}\"}} 1\n");
+            assert!(text.contains(&series), "{series}{text}");
+        }
+    }
+}
