@@ -48,6 +48,8 @@ pub struct Server {
     pub max_connections: NonZeroU32,
     /// HTTP/2 streams at once on one connection.
     pub max_streams_per_connection: NonZeroU32,
+    /// What an HTTP/1.1 client means that closes its sending side before the answer has ended.
+    pub half_close: HalfClose,
     /// Whether the kernel sends what it is given at once (`TCP_NODELAY`), small or not.
     pub nodelay: bool,
     /// Unsent bytes that the kernel takes for one connection (`TCP_NOTSENT_LOWAT`).
@@ -74,12 +76,23 @@ impl Default for Server {
             max_json_depth: 64,
             max_connections: const { NonZeroU32::new(10_000).unwrap() },
             max_streams_per_connection: const { NonZeroU32::new(100).unwrap() },
+            half_close: HalfClose::Cancel,
             nodelay: true,
             notsent_lowat: 16 << 10,
             state_dir: None,
             send_buffer: None,
         }
     }
+}
+
+/// `server.half_close`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HalfClose {
+    /// It has left: what it asked for is given up at once. TCP does not tell a half from a whole.
+    Cancel,
+    /// It has asked all it had to ask, and reads on. One that has left is noticed when it is written to.
+    Serve,
 }
 
 /// `[ops]`: the operator's listener; metrics, health and what must never be public.

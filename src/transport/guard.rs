@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::outq::SendQueue;
-use super::pace::{SmallFrames, WindowUpdates};
+use super::peer_frames::PeerFrames;
 use crate::generation::clock;
 
 /// How often a connection of many streams is looked at.
@@ -42,8 +42,8 @@ pub(super) struct Guarded<S> {
     write_due: Option<Pin<Box<Sleep>>>,
     is_writing: bool,
     room: Room,
-    /// What an HTTP/2 peer says that it has read.
-    updates: Option<(WindowUpdates, Arc<SmallFrames>)>,
+    /// What an HTTP/2 peer sends.
+    frames: Option<PeerFrames>,
 }
 
 impl<S> Guarded<S> {
@@ -65,24 +65,25 @@ impl<S> Guarded<S> {
             write_timeout,
             write_due: None,
             is_writing: false,
-            updates: None,
+            frames: None,
         }
     }
 
-    /// Keeps the account of small frames by the window updates that come in.
-    pub(super) fn with_account(mut self, small_frames: Arc<SmallFrames>) -> Self {
-        self.updates = Some((WindowUpdates::new(), small_frames));
+    /// Looks at every frame of an HTTP/2 peer.
+    pub(super) fn with_frames(mut self, frames: PeerFrames) -> Self {
+        self.frames = Some(frames);
         self
     }
 
     /// Looks at bytes that came.
-    fn see(&mut self, bytes: &[u8]) {
-        if let Some((updates, small_frames)) = &mut self.updates {
-            let grows = updates.read(bytes);
-            if grows > 0 {
-                small_frames.window_grew(grows);
-            }
+    fn see(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(frames) = &mut self.frames
+            && !frames.read(bytes)
+        {
+            let reason = "too many frames that ask for nothing";
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
         }
+        Ok(())
     }
 
     /// Bytes came. If no request is under way they begin the next one's headers.
@@ -146,7 +147,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         if self.head.has_remaining() {
             let count = self.head.len().min(buf.remaining());
             let head = self.head.split_to(count);
-            self.see(&head);
+            self.see(&head)?;
             buf.put_slice(&head);
             return Poll::Ready(Ok(()));
         }
@@ -154,7 +155,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 if buf.filled().len() > before {
-                    self.see(&buf.filled()[before..]);
+                    self.see(&buf.filled()[before..])?;
                     self.bytes_came();
                 }
                 Poll::Ready(result)
@@ -185,6 +186,9 @@ impl<S: SendQueue> Guarded<S> {
         };
         if let Poll::Ready(Ok(count)) = &result {
             self.room.under_way += count;
+            if let Some(frames) = &mut self.frames {
+                frames.wrote(*count);
+            }
         }
         self.write_in_time(cx, result)
     }

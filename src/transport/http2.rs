@@ -35,6 +35,10 @@ pub struct Http2 {
     /// Streams that we may have had to reset for the peer's errors before it is sent away
     /// (CVE-2025-8671).
     pub max_local_resets: NonZeroU32,
+    /// Frames that ask for nothing (pings, settings, window updates, empty DATA; a reset counts as four)
+    /// which a peer may send at once. Every second, and what it reads, allows for more; what exceeds
+    /// them ends the connection (CVE-2019-9511 to 9518).
+    pub max_control_frames: NonZeroU32,
 }
 
 impl Default for Http2 {
@@ -48,6 +52,7 @@ impl Default for Http2 {
             ping_timeout: Duration::from_secs(10),
             max_pending_resets: const { NonZeroU32::new(20).unwrap() },
             max_local_resets: const { NonZeroU32::new(256).unwrap() },
+            max_control_frames: const { NonZeroU32::new(1000).unwrap() },
         }
     }
 }

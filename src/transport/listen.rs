@@ -28,12 +28,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use super::config::Server;
+use super::config::{HalfClose, Server};
 use super::early::{Handshake, Secure};
 use super::guard::{Guarded, InFlight, Requests};
 use super::http2::Http2;
 use super::outq::SendQueue;
 use super::pace::{Pace, SmallFrames};
+use super::peer_frames::PeerFrames;
 use super::tls::{self, CIPHERTEXT_AHEAD, Tls};
 use super::tokens::{MAX_FRAME, Streamed};
 use crate::telemetry::Metrics;
@@ -239,7 +240,8 @@ where
     let io = TokioIo::new(if is_http2 {
         let small_frames = SmallFrames::new();
         about.pace.small_frames = Some(small_frames.clone());
-        io.with_account(small_frames)
+        let most = serving.http2.max_control_frames.get();
+        io.with_frames(PeerFrames::new(small_frames, most))
     } else {
         io
     });
@@ -334,6 +336,7 @@ fn http1_builder(settings: &Server) -> http1::Builder {
         // Runs while a kept-alive connection waits for its next request; the time for headers alone
         // is kept by `Guarded`.
         .header_read_timeout(settings.idle_timeout)
+        .half_close(settings.half_close == HalfClose::Serve)
         // Of what we write, too: a full buffer is what stops a body from being asked for more. For the
         // same reason `pipeline_flush` stays off, which lifts this bound.
         .max_buf_size(settings.max_header_bytes);

@@ -16,6 +16,7 @@ pub mod listen;
 pub mod ops;
 mod outq;
 mod pace;
+mod peer_frames;
 mod plain;
 pub mod quic;
 pub mod resume;

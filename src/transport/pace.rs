@@ -18,8 +18,6 @@ use std::time::Duration;
 use axum::http::Extensions;
 use tokio::time::Instant;
 
-use super::listen::PREFACE;
-
 /// Below this a DATA frame counts as small (h2's `DEFAULT_DATA_FRAME_OVERHEAD_THRESHOLD`).
 const SMALL: usize = 256;
 
@@ -117,6 +115,8 @@ pub(super) struct SmallFrames {
     window: AtomicU64,
     charged: AtomicU64,
     unread: AtomicU64,
+    /// Frames of text that went out.
+    frames: AtomicU64,
     /// Whether anything was sent. Until then an update enlarges the window instead of confirming.
     has_begun: AtomicBool,
 }
@@ -130,6 +130,7 @@ impl SmallFrames {
             window: AtomicU64::new(INITIAL_WINDOW),
             charged: AtomicU64::new(0),
             unread: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
             has_begun: AtomicBool::new(false),
         })
     }
@@ -138,6 +139,7 @@ impl SmallFrames {
         const SMALL: u64 = self::SMALL as u64;
         self.has_begun.store(true, Relaxed);
         let len = len as u64;
+        self.frames.fetch_add(1, Relaxed);
         self.unread.fetch_add(len, Relaxed);
         let _ = self.charged.fetch_update(Relaxed, Relaxed, |charged| {
             // A large frame makes up for small ones, as h2 has it.
@@ -162,6 +164,11 @@ impl SmallFrames {
         });
     }
 
+    /// How many frames of text have gone out.
+    pub(super) fn frames(&self) -> u64 {
+        self.frames.load(Relaxed)
+    }
+
     /// Whether one more small frame could be one too many. Three quarters of the peer's bound: what is on
     /// its way is not read yet, and window updates are late.
     fn is_spent(&self) -> bool {
@@ -170,122 +177,13 @@ impl SmallFrames {
     }
 }
 
-/// Finds the window updates of the connection in what an HTTP/2 peer sends (RFC 9113, sections 4.1 and
-/// 6.9). Everything else is skipped by its length.
-pub(super) struct WindowUpdates {
-    skip: usize,
-    frame: [u8; UPDATE],
-    have: usize,
-}
-
-/// A frame's head.
-const HEAD: usize = 9;
-
-/// A whole `WINDOW_UPDATE`, and its type.
-const UPDATE: usize = HEAD + 4;
-const WINDOW_UPDATE: u8 = 8;
-
-impl WindowUpdates {
-    /// Begins with the first byte of a connection, where the client's preface is.
-    pub(super) fn new() -> Self {
-        Self {
-            skip: PREFACE.len(),
-            frame: [0; UPDATE],
-            have: 0,
-        }
-    }
-
-    /// Goes through the next bytes, and tells how much the connection's window grows by them.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> u32 {
-        let mut grows: u32 = 0;
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let skipped = self.skip.min(bytes.len());
-                self.skip -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            let wanted = if self.have < HEAD { HEAD } else { UPDATE };
-            let taken = (wanted - self.have).min(bytes.len());
-            self.frame[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
-            self.have += taken;
-            bytes = &bytes[taken..];
-            let number = |at: usize| {
-                let four = [0, 1, 2, 3].map(|i| self.frame[at + i]);
-                u32::from_be_bytes(four)
-            };
-            let (length, kind) = (number(0) >> 8, self.frame[3]);
-            if self.have == UPDATE {
-                if number(5) & RESERVED == 0 {
-                    grows = grows.saturating_add(number(HEAD) & RESERVED);
-                }
-                self.have = 0;
-            } else if self.have == HEAD && !(kind == WINDOW_UPDATE && length == 4) {
-                self.have = 0;
-                self.skip = length as usize;
-            }
-        }
-        grows
-    }
-}
-
-/// Without the bit that means nothing.
-const RESERVED: u32 = 0x7fff_ffff;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = length[1..].to_vec();
-        frame.extend([kind, 0]);
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        frame
-    }
-
     proptest! {
-        #[test]
-        fn updates_of_the_connection_are_found_however_the_bytes_are_cut(
-            frames in prop::collection::vec((0..12_u8, 0..3_u32, prop::collection::vec(any::<u8>(), 0..40)), 0..12),
-            updates in prop::collection::vec(1..100_000_u32, 0..6),
-            cuts in prop::collection::vec(1..30_usize, 1..40),
-        ) {
-            let mut bytes = PREFACE.to_vec();
-            let mut updates_left = updates.iter();
-            for (kind, stream, payload) in &frames {
-                let kind = if *kind == WINDOW_UPDATE { 0 } else { *kind };
-                bytes.extend(frame(kind, *stream, payload));
-                if let Some(update) = updates_left.next() {
-                    bytes.extend(frame(WINDOW_UPDATE, 0, &update.to_be_bytes()));
-                    bytes.extend(frame(WINDOW_UPDATE, 1, &update.to_be_bytes()));
-                }
-            }
-            for update in updates_left {
-                bytes.extend(frame(WINDOW_UPDATE, 0, &update.to_be_bytes()));
-            }
-            let mut reader = WindowUpdates::new();
-            let mut rest = &bytes[..];
-            let mut grown = 0;
-            for cut in cuts.iter().cycle() {
-                if rest.is_empty() {
-                    break;
-                }
-                let (piece, after) = rest.split_at((*cut).min(rest.len()));
-                grown += reader.read(piece);
-                rest = after;
-            }
-            prop_assert_eq!(grown, updates.iter().sum::<u32>());
-        }
-
-        #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            WindowUpdates::new().read(&bytes);
-        }
-
         /// The peer's own account, as h2 0.4.20 keeps it, never runs out, whatever the sizes of the
         /// pieces of text and whenever it reads.
         #[test]

@@ -1,9 +1,9 @@
 // curl, as people use it: tokens must appear as they come, in every format.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { describe, test } from "node:test";
-import { missingProgram, needs, opsUrl, url } from "./gateway.mjs";
+import { certificate, missingProgram, needs, opsUrl, tlsUrl, url } from "./gateway.mjs";
 
 /** Forty tokens, a fiftieth of a second apart: eight tenths of a second from first to last. */
 const PACED = "scripted?tokens=40&pace=20ms";
@@ -24,6 +24,9 @@ function curl(...args) {
     });
   });
 }
+
+/** What this curl can do, by its own word. */
+const features = spawnSync("curl", ["--version"], { encoding: "utf8" }).stdout ?? "";
 
 const post = (path, body, ...args) =>
   curl("-H", "content-type: application/json", "-d", JSON.stringify(body), ...args, `${url}${path}`);
@@ -85,6 +88,20 @@ describe("curl", needs(missingProgram("curl")), () => {
     assert.match(out.text, /^HTTP\/2 200/);
     cameAsItWas(out);
   });
+
+  for (const [option, version, feature] of [["--http1.1", "1.1", "SSL"], ["--http2", "2", "HTTP2"], ["--http3-only", "3", "HTTP3"]]) {
+    // Debian's curl has no HTTP/3: the one thing here that may be missing in CI, too.
+    const able = new RegExp(`^Features:.* ${feature}\\b`, "m").test(features);
+    const options = feature === "HTTP3" && !able ? { skip: "this curl has no HTTP/3" } : needs(tlsUrl ? null : "SLUICEGATE_TLS_URL names no listener");
+    test(`speaks HTTP/${version} over TLS`, options, async () => {
+      assert.ok(able, features);
+      const body = JSON.stringify(chat(PACED, { stream: true }));
+      const out = await curl("-i", option, "--cacert", certificate, "-H", "content-type: application/json", "-d", body, `${tlsUrl}/v1/chat/completions`);
+      assert.ok(out.text.startsWith(`HTTP/${version} 200`), out.text.slice(0, 100));
+      if (version !== "3") assert.match(out.text, /^alt-svc: h3=":\d+"; ma=\d+\r$/im);
+      cameAsItWas(out);
+    });
+  }
 
   test("gets an error frame, not a silent end, when a stream fails", async () => {
     const { text } = await post("/v1/chat/completions", chat("scripted?fail_at=7&pace=5ms", { stream: true }));

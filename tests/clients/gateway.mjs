@@ -9,6 +9,12 @@ export const url = (process.env.SLUICEGATE_URL ?? "").replace(/\/+$/, "");
 /** Base URL of its ops listener; empty if none was named. */
 export const opsUrl = (process.env.SLUICEGATE_OPS_URL ?? "").replace(/\/+$/, "");
 
+/** Base URL of its TLS listener, where QUIC is spoken, too; empty if none was named. */
+export const tlsUrl = (process.env.SLUICEGATE_TLS_URL ?? "").replace(/\/+$/, "");
+
+/** The file of that listener's certificate; empty if none was named. */
+export const certificate = process.env.SLUICEGATE_CERT ?? "";
+
 /**
  * Options for `node:test`: skips, with the reason, when what is needed is missing; in CI that is a
  * failure instead, because a test that never runs proves nothing.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Event, gateway};
+use crate::support::{Event, Metrics, chat_body, gateway};
 
 /// Runs to the end of the context unless somebody ends it.
 const ENDLESS: &str = r#""stream":true,"ignore_eos":true"#;
@@ -95,6 +95,36 @@ async fn a_connection_that_is_half_closed_is_a_client_that_left() {
         (metrics.ended("client_gone"), metrics.ended_in_all()),
         (1, 1)
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_half_closed_is_answered_where_that_is_wanted() {
+    let setup = gateway().scripted().with("[server]\nhalf_close = 'serve'");
+    let gateway = setup.start().await;
+    let mut raw = gateway.connect().await;
+    let body = chat_body(
+        "scripted?text=abcd&tokens=20&pace=5ms",
+        "x",
+        r#""stream":true"#,
+    );
+    raw.post("/v1/chat/completions", &body).await;
+    raw.half_close().await;
+    let answer = raw.read_to_end().await;
+    assert_eq!(
+        answer.matches(r#""content":"abcd""#).count(),
+        20,
+        "{answer}"
+    );
+    assert!(answer.contains("[DONE]"), "{answer}");
+    // One that has left altogether is noticed when it is written to.
+    let mut gone = gateway.connect().await;
+    let endless = body.replace("tokens=20", "tokens=1000000");
+    gone.post("/v1/chat/completions", &endless).await;
+    gone.read_until(r#""content":"abcd""#).await;
+    drop(gone);
+    let freed = |m: &Metrics| m.ended("client_gone") == 1 && m.running() == 0;
+    let metrics = gateway.until("it is freed", freed).await;
+    assert_eq!(metrics.ended("ok"), 1);
 }
 
 #[tokio::test]

@@ -11,9 +11,11 @@
 )]
 
 mod adapters;
+mod attacks;
 mod backpressure;
 mod canary;
 mod cancellation;
+mod cancel_times;
 mod command_line;
 mod connections;
 mod deaths;
