@@ -1,6 +1,6 @@
 //! Streams that outlive their connection (`stream.resume`).
 //!
-//! A resumable answer's body is a [`Reader`] over an entry here. The entry owns what makes the stream go
+//! A resumable answer's body is a `Reader` over an entry here. The entry owns what makes the stream go
 //! on, and a log of the newest events; whoever reads polls through it. When the reader is dropped before
 //! the end, its connection is lost, and a keeper takes its place: it polls the stream into the log, so that
 //! the generation goes on, until the log is full, the stream ends or `stream.resume_time` is over. A full
