@@ -14,7 +14,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use crate::client::{ChatRequest, Client, Endpoint, Error, HttpVersion, Message, parse_chunk};
+use crate::client::{
+    ChatRequest, Client, Endpoint, EndpointError, Error, Message, Options, Transport, parse_chunk,
+};
 use reply::{Reply, Screen};
 
 /// What a shell reports for a program that Ctrl-C ended: 128 and the signal's number.
@@ -23,32 +25,50 @@ const INTERRUPTED: u8 = 130;
 /// A command line that makes no sense, as clap itself reports it.
 const USAGE: u8 = 2;
 
+/// Where `sluicegate serve` listens unless it is told otherwise, in clear text and with TLS and QUIC.
+const PLAIN_URL: &str = "http://127.0.0.1:8080";
+const SECURE_URL: &str = "https://127.0.0.1:8443";
+
 /// Talk to a model
 ///
 /// With a prompt, as argument or on stdin, prints the answer as it comes. Without one, on a terminal,
 /// starts a conversation; /help lists its commands. Works with any OpenAI-compatible server.
+///
+/// Where the server keeps streams (stream.resume), an answer whose connection is lost goes on where it
+/// was. With --http3 and --quic an answer also survives a change of address.
 #[derive(Args, Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct ChatArgs {
     /// What to say; "-" reads it from stdin, as does a pipe when this is left out
     #[arg(value_name = "PROMPT")]
     pub prompt: Option<String>,
 
-    /// Where the server is: its root, or the base URL as other clients take it
-    #[arg(
-        long,
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8080",
-        value_parser = Endpoint::parse
-    )]
-    pub url: Endpoint,
+    /// Where the server is: its root, or the base URL as other clients take it [default:
+    /// http://127.0.0.1:8080; with --http3 and --quic https://127.0.0.1:8443]
+    #[expect(clippy::doc_markdown, reason = "a terminal shows it as it is")]
+    #[arg(long, value_name = "URL", value_parser = well_formed)]
+    pub url: Option<String>,
 
     /// Which model to ask [default: the first that the server lists]
     #[arg(short, long, value_name = "NAME")]
     pub model: Option<String>,
 
-    /// Speak HTTP/2 in clear text, by prior knowledge, instead of HTTP/1.1
-    #[arg(long)]
+    /// Speak HTTP/2 instead of HTTP/1.1: by prior knowledge in clear text, by ALPN over TLS
+    #[arg(long, group = "transport")]
     pub http2: bool,
+
+    /// Speak HTTP/3, or HTTP/2 where UDP is blocked
+    #[arg(long, group = "transport")]
+    pub http3: bool,
+
+    /// Speak sluice/1, Sluicegate's own protocol on QUIC, or HTTP/2 where UDP is blocked
+    #[arg(long, group = "transport")]
+    pub quic: bool,
+
+    /// Take any certificate: whoever gets between you and the server can read and change everything. For
+    /// a server on this machine that has made its own
+    #[arg(long)]
+    pub insecure: bool,
 
     /// Print the server's own events, one JSON object a line, instead of the text
     #[arg(long)]
@@ -117,17 +137,25 @@ async fn talk(args: ChatArgs) -> anyhow::Result<ExitCode> {
         return Ok(misused("the prompt is empty"));
     }
     let json = args.json;
-    let (client, mut request) = prepare(args).await?;
-    let Some(prompt) = prompt else {
-        return interactive::converse(client, request).await;
+    let endpoint = match endpoint(&args) {
+        Ok(endpoint) => endpoint,
+        Err(message) => return Ok(misused(&message)),
     };
-    request.messages.push(Message::new("user", prompt));
-    if json {
-        print_events(&client, &request, &mut io::stdout()).await?;
-        Ok(ExitCode::SUCCESS)
-    } else {
-        print_answer(&client, &request, on_terminal).await
-    }
+    let (client, mut request) = prepare(endpoint, args).await?;
+    let end = match prompt {
+        None => interactive::converse(client.clone(), request).await,
+        Some(prompt) => {
+            request.messages.push(Message::new("user", prompt));
+            if json {
+                let printed = print_events(&client, &request, &mut io::stdout()).await;
+                printed.map(|()| ExitCode::SUCCESS)
+            } else {
+                print_answer(&client, &request, on_terminal).await
+            }
+        }
+    };
+    client.close().await;
+    end
 }
 
 /// Where the prompt comes from.
@@ -161,14 +189,46 @@ fn read_prompt(from: impl io::Read) -> anyhow::Result<String> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// The client, and a request with everything but the user's words.
-async fn prepare(args: ChatArgs) -> anyhow::Result<(Client, ChatRequest)> {
-    let version = if args.http2 {
-        HttpVersion::Http2
+fn transport(args: &ChatArgs) -> Transport {
+    if args.quic {
+        Transport::Quic
+    } else if args.http3 {
+        Transport::Http3
+    } else if args.http2 {
+        Transport::Http2
     } else {
-        HttpVersion::Http1
+        Transport::Http1
+    }
+}
+
+fn well_formed(url: &str) -> Result<String, EndpointError> {
+    Endpoint::parse(url).map(|_| url.trim().to_owned())
+}
+
+/// Where to connect to. QUIC is never in clear text, so what does not say so is taken for `https` there.
+fn endpoint(args: &ChatArgs) -> Result<Endpoint, String> {
+    let is_quic = transport(args).is_quic();
+    let url = match (args.url.as_deref(), is_quic) {
+        (None, false) => PLAIN_URL.to_owned(),
+        (None, true) => SECURE_URL.to_owned(),
+        (Some(url), true) if !url.contains("://") => format!("https://{url}"),
+        (Some(url), _) => url.to_owned(),
     };
-    let client = Client::new(args.url, version);
+    let endpoint = Endpoint::parse(&url).map_err(|error| error.to_string())?;
+    if is_quic && !endpoint.is_secure() {
+        return Err(Error::NotSecure.to_string());
+    }
+    Ok(endpoint)
+}
+
+/// The client, and a request with everything but the user's words.
+async fn prepare(endpoint: Endpoint, args: ChatArgs) -> anyhow::Result<(Client, ChatRequest)> {
+    let options = Options {
+        insecure: args.insecure,
+        resume: true,
+        ..transport(&args).into()
+    };
+    let client = Client::new(endpoint, options);
     let model = match args.model {
         Some(model) => Some(model),
         None => default_model(&client).await?,
@@ -309,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_out_of_range_and_urls_with_tls_are_usage_errors() {
+    fn what_makes_no_sense_is_a_usage_error() {
         for line in [
             &["--temperature", "-1"][..],
             &["--temperature", "nan"],
@@ -317,11 +377,33 @@ mod tests {
             &["--top-p", "1.5"],
             &["--max-tokens", "0"],
             &["--seed", "-1"],
-            &["--url", "https://example.org"],
+            &["--url", "ftp://example.org"],
+            &["--http2", "--quic"],
+            &["--http3", "--quic"],
         ] {
             let error = Cli::try_parse_from([&["chat"], line].concat()).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(USAGE), "{line:?}");
         }
+    }
+
+    #[test]
+    fn the_default_url_follows_the_transport() {
+        let of = |line: &[&str]| endpoint(&args(line)).map(|endpoint| endpoint.origin());
+        assert_eq!(of(&[]).unwrap(), PLAIN_URL);
+        assert_eq!(of(&["--http2"]).unwrap(), PLAIN_URL);
+        for flag in ["--http3", "--quic"] {
+            assert_eq!(of(&[flag]).unwrap(), SECURE_URL);
+            assert_eq!(
+                of(&[flag, "--url", "example.org"]).unwrap(),
+                "https://example.org"
+            );
+            assert!(of(&[flag, "--url", "http://example.org"]).is_err());
+        }
+        assert_eq!(of(&["--url", "example.org"]).unwrap(), "http://example.org");
+        assert_eq!(
+            of(&["--url", "https://example.org"]).unwrap(),
+            "https://example.org"
+        );
     }
 
     #[tokio::test]
@@ -329,7 +411,8 @@ mod tests {
         let line = "--model m --system s --temperature 0.5 --top-p 0.9 --top-k 4 --min-p 0.1 \
                     --max-tokens 9 --seed 7 --stop x --stop y hello";
         let line: Vec<_> = line.split_whitespace().collect();
-        let (_, request) = prepare(args(&line)).await.unwrap();
+        let args = args(&line);
+        let (_, request) = prepare(endpoint(&args).unwrap(), args).await.unwrap();
         let expected = ChatRequest {
             model: Some("m".to_owned()),
             messages: vec![Message::new("system", "s")],

@@ -1,93 +1,83 @@
-//! Connections to one server: HTTP/1.1 with one connection a request, or HTTP/2 with one for all.
+//! The client: what can be asked, over whichever transport, and the way out when UDP is blocked.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper::header::{self, HeaderMap};
-use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Deserialize;
-use tokio::net::TcpStream;
-use tokio::sync::Mutex;
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
+use super::bound;
 use super::error::Error;
-use super::stream::{ChatStream, Frames};
-use super::{ChatRequest, Endpoint, Model};
+use super::exchange::{Answer, Request};
+use super::feed::Feed;
+use super::quic::{Fault, To};
+use super::stream::{ChatStream, EVENT_STREAM, Frames};
+use super::{ChatRequest, Endpoint, Model, Options, Transport, http1, http2, tls};
+use crate::wire::sluice::FRAMES;
 
-/// How long a connection may take to come about. Local servers answer in microseconds, far ones in a
-/// second; beyond this a reader would rather know.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request may take whose answer nobody waits for: a person may wait for its end.
+const SAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The most that is read of an answer that is no stream: an error, a list of models.
-const DOCUMENT_LIMIT: usize = 1024 * 1024;
+/// A client of one server. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Inner>);
 
-/// The most a server may send on one HTTP/2 stream ahead of its reader. The least that every peer
-/// expects (RFC 9113, section 6.9.2), so that a slow reader is felt as early as can be.
-const STREAM_WINDOW: u32 = 65_535;
-
-/// The same for a whole HTTP/2 connection: sixteen streams that are not read do not stop the others.
-const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
-
-/// The most that hyper buffers while it reads HTTP/1.1.
-const READ_BUFFER: usize = 64 * 1024;
-
-/// Which HTTP to speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HttpVersion {
-    /// HTTP/1.1.
-    #[default]
-    Http1,
-    /// HTTP/2 in clear text by prior knowledge (RFC 9113, section 3.3).
-    Http2,
-}
-
-/// A client of one server.
+/// What clones share, and streams that may have to reconnect.
 #[derive(Debug)]
-pub struct Client {
+pub(super) struct Inner {
     endpoint: Endpoint,
-    version: HttpVersion,
-    /// HTTP/2's connection, once there is one. The lock is held while connecting, so that requests
-    /// that start together share it.
-    shared: Mutex<Option<Arc<SharedConnection>>>,
-}
-
-/// What keeps a connection alive while its answer is read. Dropping the last holder closes it.
-#[derive(Debug)]
-pub(super) enum Lease {
-    /// An HTTP/1.1 connection; the set holds the one task that drives it.
-    Own { _driver: JoinSet<()> },
-    /// A share of an HTTP/2 connection.
-    Shared { _connection: Arc<SharedConnection> },
-}
-
-#[derive(Debug)]
-pub(super) struct SharedConnection {
-    sender: http2::SendRequest<Full<Bytes>>,
-    _driver: JoinSet<()>,
+    options: Options,
+    tls: OnceCell<tls::Configs>,
+    http2: http2::Shared,
+    quic: bound::Shared,
+    /// UDP does not get through: never to be tried again.
+    is_udp_blocked: AtomicBool,
+    is_fall_back_told: AtomicBool,
+    /// Requests whose answers nobody waits for.
+    said: TaskTracker,
 }
 
 impl Client {
-    /// A client; connects when it is first asked for something.
+    /// A client; connects when it is first asked for something. A [`Transport`] is enough for `options`.
     #[must_use]
-    pub fn new(endpoint: Endpoint, version: HttpVersion) -> Self {
-        Self {
+    pub fn new(endpoint: Endpoint, options: impl Into<Options>) -> Self {
+        Self(Arc::new(Inner {
             endpoint,
-            version,
-            shared: Mutex::new(None),
-        }
+            options: options.into(),
+            tls: OnceCell::new(),
+            http2: http2::Shared::default(),
+            quic: bound::Shared::default(),
+            is_udp_blocked: AtomicBool::new(false),
+            is_fall_back_told: AtomicBool::new(false),
+            said: TaskTracker::new(),
+        }))
     }
 
     /// The server's address.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.0.endpoint
+    }
+
+    /// What is spoken: what was chosen, or HTTP/2 once UDP was found to be blocked.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.0.transport()
+    }
+
+    /// What was chosen, the first time that this is asked after UDP was found to be blocked: for telling
+    /// somebody once.
+    #[must_use]
+    pub fn take_fall_back(&self) -> Option<Transport> {
+        let inner = &*self.0;
+        let is_news = inner.is_udp_blocked.load(Ordering::Relaxed)
+            && !inner.is_fall_back_told.swap(true, Ordering::Relaxed);
+        is_news.then_some(inner.options.transport)
     }
 
     /// Starts a chat and returns its events, once the server has accepted it.
@@ -95,7 +85,16 @@ impl Client {
     /// # Errors
     /// No connection, or the server refused.
     pub async fn chat(&self, request: &ChatRequest) -> Result<ChatStream, Error> {
-        Ok(ChatStream::new(self.chat_frames(request).await?))
+        if self.0.options.transport != Transport::Quic {
+            return Ok(ChatStream::of_events(self.chat_frames(request).await?));
+        }
+        // Whoever speaks `sluice/1` has its format over HTTP as well, after a fall back.
+        let answer = self.post(request, FRAMES).await?;
+        match &*answer.content_type() {
+            FRAMES => Ok(ChatStream::of_frames(self.feed(answer))),
+            EVENT_STREAM => Ok(ChatStream::of_events(Frames::new(self.feed(answer)))),
+            other => Err(Error::not_a_stream(other)),
+        }
     }
 
     /// Starts a chat and returns its raw events.
@@ -103,24 +102,12 @@ impl Client {
     /// # Errors
     /// No connection, or the server refused.
     pub async fn chat_frames(&self, request: &ChatRequest) -> Result<Frames, Error> {
-        let path = self.endpoint.path("chat/completions");
-        let (response, lease) = self.send(Method::POST, &path, request.body()).await?;
-        let response = accepted(response).await?;
-        let content_type = text_of(response.headers(), header::CONTENT_TYPE).unwrap_or_default();
-        if !content_type
-            .trim_start()
-            .to_ascii_lowercase()
-            .starts_with("text/event-stream")
-        {
-            return Err(Error::NotAStream {
-                content_type: if content_type.is_empty() {
-                    "no content-type".to_owned()
-                } else {
-                    super::error::excerpt(content_type.as_bytes())
-                },
-            });
+        let accept = "text/event-stream, application/json";
+        let answer = self.post(request, accept).await?;
+        match &*answer.content_type() {
+            EVENT_STREAM => Ok(Frames::new(self.feed(answer))),
+            other => Err(Error::not_a_stream(other)),
         }
-        Ok(Frames::new(response.into_body(), lease))
     }
 
     /// The models that the server offers, in its order.
@@ -132,150 +119,114 @@ impl Client {
         struct List {
             data: Vec<Model>,
         }
-        let path = self.endpoint.path("models");
-        let (response, _lease) = self.send(Method::GET, &path, Vec::new()).await?;
-        let body = document(accepted(response).await?.into_body()).await?;
+        let request = Request::get(self.0.endpoint.path("models"), "application/json");
+        let answer = self.0.send(&request).await?.accepted().await?;
+        let body = answer.document().await?;
         let list: List =
             serde_json::from_slice(&body).map_err(|source| Error::malformed(&body, source))?;
         Ok(list.data)
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<(Response<Incoming>, Lease), Error> {
-        let request = Request::builder()
-            .method(method)
-            .header(
-                header::USER_AGENT,
-                concat!("sluicegate/", env!("CARGO_PKG_VERSION")),
-            )
-            .header(header::ACCEPT, "text/event-stream, application/json");
-        let request = if body.is_empty() {
-            request
+    /// Moves the QUIC connection, if there is one, to a new socket, as after a change of network. Streams
+    /// go on. Where only the address of the same network interface changed, this happens by itself.
+    ///
+    /// # Errors
+    /// There is no socket to be had; then the old one stays.
+    pub async fn rebind(&self) -> io::Result<()> {
+        match self.0.quic.current().await {
+            Some(connection) => connection.rebind(),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the server has been told of streams that were dropped and, on QUIC, of the end of the
+    /// connection: a moment in which dropping cannot wait. To be called before a process ends, or the server may
+    /// learn of it only when the connection times out.
+    pub async fn close(&self) {
+        self.0.said.close();
+        self.0.said.wait().await;
+        self.0.said.reopen();
+        if let Some(connection) = self.0.quic.current().await {
+            connection.close().await;
+        }
+    }
+
+    async fn post(&self, request: &ChatRequest, accept: &'static str) -> Result<Answer, Error> {
+        let path = self.0.endpoint.path("chat/completions");
+        let request = Request::post(path, accept, request.body());
+        self.0.send(&request).await?.accepted().await
+    }
+
+    fn feed(&self, answer: Answer) -> Feed {
+        Feed::new(answer, &self.0, self.0.options.resume)
+    }
+}
+
+impl Inner {
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn transport(&self) -> Transport {
+        let chosen = self.options.transport;
+        if chosen.is_quic() && self.is_udp_blocked.load(Ordering::Relaxed) {
+            Transport::Http2
         } else {
-            request.header(header::CONTENT_TYPE, "application/json")
+            chosen
+        }
+    }
+
+    /// Sends a request and leaves it at that.
+    pub(super) fn say(self: &Arc<Self>, request: Request) {
+        // Without a runtime there is nobody to do it.
+        let Ok(runtime) = Handle::try_current() else {
+            return;
         };
-        let body = Full::new(Bytes::from(body));
-        match self.version {
-            HttpVersion::Http1 => {
-                let request = request
-                    .uri(path)
-                    .header(header::HOST, self.endpoint.authority())
-                    .header(header::CONNECTION, "close")
-                    .body(body)?;
-                self.send_http1(request).await
-            }
-            HttpVersion::Http2 => {
-                let uri = format!("http://{}{path}", self.endpoint.authority());
-                self.send_http2(request.uri(uri).body(body)?).await
+        let client = Arc::clone(self);
+        let said = async move {
+            let _ = timeout(SAY_TIMEOUT, client.send(&request)).await;
+        };
+        self.said.spawn_on(said, &runtime);
+    }
+
+    /// Sends a request and waits for the head of its answer, whatever it says.
+    pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
+        let tls = self.tls().await?;
+        let tcp = tls.map(|tls| &tls.tcp);
+        match (self.transport(), tls) {
+            (Transport::Http1, _) => http1::send(&self.endpoint, tcp, request).await,
+            (Transport::Http2, _) => self.http2.send(&self.endpoint, tcp, request).await,
+            (Transport::Http3 | Transport::Quic, None) => Err(Error::NotSecure),
+            (transport, Some(tls)) => {
+                let to = To {
+                    server: &self.endpoint,
+                    transport,
+                    tls: &tls.quic,
+                    patience: self.options.quic_patience,
+                };
+                match self.quic.send(to, request).await {
+                    Ok(answer) => Ok(answer),
+                    Err(Fault::Failed(error)) => Err(error),
+                    Err(Fault::Blocked) => {
+                        // With neither there is no server; what TCP says of that is the better error.
+                        let answer = self.http2.send(&self.endpoint, tcp, request).await?;
+                        self.is_udp_blocked.store(true, Ordering::Relaxed);
+                        Ok(answer)
+                    }
+                }
             }
         }
     }
 
-    async fn send_http1(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Lease), Error> {
-        let socket = connect(&self.endpoint).await?;
-        let (mut sender, connection) = http1::Builder::new()
-            .max_buf_size(READ_BUFFER)
-            .handshake(TokioIo::new(socket))
-            .await?;
-        let driver = drive(connection);
-        let response = sender.send_request(request).await?;
-        Ok((response, Lease::Own { _driver: driver }))
-    }
-
-    async fn send_http2(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Lease), Error> {
-        let connection = self.shared_connection().await?;
-        let response = connection.sender.clone().send_request(request).await?;
-        let lease = Lease::Shared {
-            _connection: connection,
-        };
-        Ok((response, lease))
-    }
-
-    async fn shared_connection(&self) -> Result<Arc<SharedConnection>, Error> {
-        let mut shared = self.shared.lock().await;
-        if let Some(connection) = shared.as_ref()
-            && !connection.sender.is_closed()
-        {
-            return Ok(Arc::clone(connection));
+    async fn tls(&self) -> Result<Option<&tls::Configs>, Error> {
+        if !self.endpoint.is_secure() {
+            return Ok(None);
         }
-        let socket = connect(&self.endpoint).await?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(TokioIo::new(socket))
-            .await?;
-        let connection = Arc::new(SharedConnection {
-            sender,
-            _driver: drive(connection),
+        let made = self.tls.get_or_try_init(|| async {
+            let options = self.options.clone();
+            let read = tokio::task::spawn_blocking(move || tls::Configs::new(&options));
+            read.await.map_err(|error| Error::Tls(error.into()))?
         });
-        *shared = Some(Arc::clone(&connection));
-        Ok(connection)
+        made.await.map(Some)
     }
-}
-
-async fn connect(endpoint: &Endpoint) -> Result<TcpStream, Error> {
-    let connecting = TcpStream::connect((endpoint.host(), endpoint.port()));
-    let socket = timeout(CONNECT_TIMEOUT, connecting)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .and_then(|socket| socket.set_nodelay(true).map(|()| socket));
-    socket.map_err(|source| Error::Connect {
-        authority: endpoint.authority().to_owned(),
-        source,
-    })
-}
-
-/// Drives a connection for as long as the returned set lives. What ends it is told to whoever reads
-/// an answer from it, so its own result has no reader.
-fn drive<C>(connection: C) -> JoinSet<()>
-where
-    C: Future<Output = hyper::Result<()>> + Send + 'static,
-{
-    let mut driver = JoinSet::new();
-    driver.spawn(async move {
-        let _ = connection.await;
-    });
-    driver
-}
-
-/// The response if its status is a success; else the error that its body tells.
-async fn accepted(response: Response<Incoming>) -> Result<Response<Incoming>, Error> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let retry_after = text_of(response.headers(), header::RETRY_AFTER)
-        .and_then(|seconds| seconds.trim().parse().ok())
-        .map(Duration::from_secs);
-    // A body that breaks off leaves the status, which says most.
-    let body = document(response.into_body()).await.unwrap_or_default();
-    Err(Error::refused(status, retry_after, &body))
-}
-
-async fn document(body: Incoming) -> Result<Bytes, Error> {
-    match Limited::new(body, DOCUMENT_LIMIT).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::AnswerTooLarge {
-            limit: DOCUMENT_LIMIT,
-        }),
-        Err(error) => match error.downcast::<hyper::Error>() {
-            Ok(error) => Err(Error::Http(*error)),
-            // `Limited` has only those two.
-            Err(_) => Err(Error::Truncated),
-        },
-    }
-}
-
-fn text_of(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
-    headers.get(name)?.to_str().ok()
 }

@@ -1,10 +1,13 @@
 //! Where a server is: the host and port to connect to, and the path under which its API lies.
 
+use std::net::IpAddr;
+
 use hyper::Uri;
 
 /// The address of an OpenAI-compatible API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
+    is_secure: bool,
     host: String,
     port: u16,
     authority: String,
@@ -14,11 +17,8 @@ pub struct Endpoint {
 /// A URL that no connection can be made from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// TLS is asked for.
-    #[error("https is not supported by this build")]
-    Https,
-    /// Some other scheme is asked for.
-    #[error("the URL scheme {0:?} is not supported; use http://host:port")]
+    /// A scheme that is not spoken here.
+    #[error("the URL scheme {0:?} is not supported; use http://host:port or https://host:port")]
     Scheme(String),
     /// A part that has no meaning here.
     #[error("the URL must not have {0}; use http://host:port or http://host:port/base")]
@@ -29,21 +29,20 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// Reads `http://host[:port][/base]`; `http://` may be left out and the port is 80 by default.
+    /// Reads `http[s]://host[:port][/base]`. `http://` may be left out; the port is 80 by default, and
+    /// 443 with `https`.
     ///
     /// The API is expected under `/v1` of the base, and a base that ends in `/v1` already is taken as
     /// it is, so both the server's root and what other SDKs call the base URL work.
     ///
     /// # Errors
-    /// The scheme is not `http`, or the URL is malformed or has parts besides host, port and path.
+    /// The scheme is neither `http` nor `https`, or the URL is malformed or has parts besides host, port and path.
     pub fn parse(url: &str) -> Result<Self, EndpointError> {
         let url = url.trim();
-        let rest = match url.split_once("://") {
-            None => url,
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-            Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
-                return Err(EndpointError::Https);
-            }
+        let (is_secure, rest) = match url.split_once("://") {
+            None => (false, url),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some((scheme, _)) => return Err(EndpointError::Scheme(scheme.to_owned())),
         };
         for (mark, part) in [('@', "a user name"), ('?', "a query"), ('#', "a fragment")] {
@@ -60,16 +59,33 @@ impl Endpoint {
         let port = match authority.port_u16() {
             Some(port) => port,
             None if has_port => return Err(malformed()),
+            None if is_secure => 443,
             None => 80,
         };
         if host.is_empty() {
             return Err(malformed());
         }
         Ok(Self {
+            is_secure,
             host: host.to_owned(),
             port,
             authority: authority.as_str().to_owned(),
             base: uri.path().trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// Whether the URL asks for TLS.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.is_secure
+    }
+
+    /// Whether it is on this machine by its name.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.parse::<IpAddr>();
+        address.map_or(self.host.eq_ignore_ascii_case("localhost"), |ip| {
+            ip.is_loopback()
         })
     }
 
@@ -89,6 +105,13 @@ impl Endpoint {
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// Scheme, host and port: what stands before a path in an absolute URL.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        let scheme = if self.is_secure { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority)
     }
 
     /// The path of an API method such as `chat/completions`.
@@ -133,9 +156,21 @@ mod tests {
     }
 
     #[test]
-    fn https_is_refused_by_name() {
-        let error = Endpoint::parse("https://example.org").unwrap_err();
-        assert_eq!(error.to_string(), "https is not supported by this build");
+    fn https_has_a_port_of_its_own() {
+        let endpoint = Endpoint::parse("HTTPS://example.org/v1").unwrap();
+        assert_eq!((endpoint.is_secure(), endpoint.port()), (true, 443));
+        assert_eq!(endpoint.origin(), "https://example.org");
+        let endpoint = Endpoint::parse("https://example.org:8443").unwrap();
+        assert_eq!(endpoint.port(), 8443);
+        assert!(!Endpoint::parse("example.org").unwrap().is_secure());
+    }
+
+    #[test]
+    fn this_machine_has_several_names() {
+        let local = |url| Endpoint::parse(url).unwrap().is_loopback();
+        assert!(local("https://LOCALHOST:8443"));
+        assert!(local("https://127.0.0.2") && local("https://[::1]"));
+        assert!(!local("https://example.org") && !local("https://10.0.0.1"));
     }
 
     #[test]

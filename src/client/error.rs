@@ -1,5 +1,6 @@
 //! What can go wrong on the client's side, and the words in which servers say what went wrong on theirs.
 
+use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::sse;
+use crate::wire::sluice::frames::FrameError;
 
 /// Why a request or a stream failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,30 @@ pub enum Error {
         authority: String,
         /// What the system says.
         source: io::Error,
+    },
+    /// The server's certificate is not trusted.
+    #[error("the certificate of {authority} is not trusted{}", advice(*.is_local))]
+    Certificate {
+        /// Host and port.
+        authority: String,
+        /// The server is on this machine, where certificates are made for development.
+        is_local: bool,
+        /// What TLS says.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// TLS cannot be set up here.
+    #[error("TLS cannot be used")]
+    Tls(#[source] Box<dyn StdError + Send + Sync>),
+    /// QUIC was asked for with a URL that is not `https`.
+    #[error("QUIC is always encrypted: the URL must begin with https")]
+    NotSecure,
+    /// Nobody speaks this protocol there.
+    #[error("{authority} does not speak {protocol}")]
+    NotSpoken {
+        /// Host and port.
+        authority: String,
+        /// The protocol.
+        protocol: &'static str,
     },
     /// The server answered with a status other than success.
     #[error("the server answered {status}: {message}{}", wait(*.retry_after))]
@@ -41,6 +67,12 @@ pub enum Error {
     /// The connection broke, or what came over it is not HTTP.
     #[error("the connection to the server failed")]
     Http(#[from] hyper::Error),
+    /// The same on QUIC.
+    #[error("the connection to the server failed")]
+    Quic(#[source] Box<dyn StdError + Send + Sync>),
+    /// What came is not `sluice/1`.
+    #[error("the server sent something that is not sluice/1")]
+    Frames(#[from] FrameError),
     /// A successful answer that is no event stream.
     #[error("the server answered with {content_type}, not with an event stream")]
     NotAStream {
@@ -76,6 +108,30 @@ impl Error {
             excerpt: excerpt(bytes),
             source,
         }
+    }
+
+    /// What went wrong on a QUIC connection.
+    pub(super) fn quic(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Quic(error.into())
+    }
+
+    /// An answer that is no stream.
+    pub(super) fn not_a_stream(content_type: &str) -> Self {
+        Self::NotAStream {
+            content_type: if content_type.is_empty() {
+                "no content-type".to_owned()
+            } else {
+                excerpt(content_type.as_bytes())
+            },
+        }
+    }
+
+    /// Whether the connection is what failed, so that another one may do.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. } | Self::Http(_) | Self::Quic(_) | Self::Truncated
+        )
     }
 
     /// An answer with a status other than success.
@@ -118,6 +174,15 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
         line.push('…');
     }
     line
+}
+
+fn advice(is_local: bool) -> &'static str {
+    if is_local {
+        " (a gateway on this machine may have made it for itself: SSL_CERT_FILE=dev-cert.pem of its state \
+         directory trusts that one, --insecure any)"
+    } else {
+        ""
+    }
 }
 
 fn wait(after: Option<Duration>) -> String {

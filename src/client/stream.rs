@@ -5,16 +5,19 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use hyper::body::{Body, Incoming};
 use serde::Deserialize;
 use tokio_stream::Stream;
 
-use super::connection::Lease;
 use super::error::{Error, excerpt, message_in};
+use super::feed::{Fed, Feed};
+use super::generation::Generation;
 use super::sse::{self, Decoder};
 
 /// The largest event that is read. A chunk with twenty alternatives per token is some 4 KiB.
 const EVENT_LIMIT: usize = 1024 * 1024;
+
+/// The media type of server-sent events.
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
 
 /// One thing that a server tells about a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,29 +61,37 @@ pub struct Usage {
 /// The raw events of a streamed answer. Dropping it cancels the generation.
 #[derive(Debug)]
 pub struct Frames {
-    body: Incoming,
+    feed: Feed,
     decoder: Decoder,
+    /// Events that were handed out.
+    given: u64,
     /// Nothing more will come: `[DONE]`, or an error that was told.
     ended: bool,
-    _lease: Lease,
 }
 
 /// The typed events of a streamed answer. Dropping it cancels the generation.
 ///
-/// Ends with `None` after `[DONE]`, or after the one error that ended it.
+/// Ends with `None` after the server's own end, or after the one error that ended it.
 #[derive(Debug)]
 pub struct ChatStream {
-    frames: Frames,
+    source: Source,
     ready: VecDeque<Event>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum Source {
+    Events(Frames),
+    Frames(Generation),
 }
 
 impl Frames {
-    pub(super) fn new(body: Incoming, lease: Lease) -> Self {
+    pub(super) fn new(feed: Feed) -> Self {
         Self {
-            body,
+            feed,
             decoder: Decoder::new(EVENT_LIMIT),
+            given: 0,
             ended: false,
-            _lease: lease,
         }
     }
 
@@ -107,32 +118,55 @@ impl Frames {
     fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Error>> {
         loop {
             if self.decoder.advance()? {
-                return Poll::Ready(Ok(self.decoder.message().data != b"[DONE]"));
-            }
-            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                Some(Ok(frame)) => {
-                    if let Some(bytes) = frame.data_ref() {
-                        self.decoder.push(bytes);
-                    }
+                self.given += 1;
+                let is_end = self.decoder.message().data == b"[DONE]";
+                if is_end {
+                    self.feed.end();
                 }
-                Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                None => return Poll::Ready(Err(Error::Truncated)),
+                return Poll::Ready(Ok(!is_end));
+            }
+            match ready!(self.feed.poll_next(context, self.given))? {
+                Fed::Bytes(bytes) => self.decoder.push(&bytes),
+                Fed::Anew => self.decoder = Decoder::new(EVENT_LIMIT),
             }
         }
     }
 }
 
 impl ChatStream {
-    pub(super) fn new(frames: Frames) -> Self {
+    pub(super) fn of_events(frames: Frames) -> Self {
+        Self::new(Source::Events(frames))
+    }
+
+    pub(super) fn of_frames(feed: Feed) -> Self {
+        Self::new(Source::Frames(Generation::new(feed)))
+    }
+
+    fn new(source: Source) -> Self {
         Self {
-            frames,
+            source,
             ready: VecDeque::new(),
+            ended: false,
         }
     }
 
     /// The next event. Cancelling the wait loses nothing.
     pub async fn next(&mut self) -> Option<Result<Event, Error>> {
         poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
+    }
+
+    /// Makes more events ready; false after the end.
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Error>> {
+        match &mut self.source {
+            Source::Frames(generation) => generation.poll_events(context, &mut self.ready),
+            Source::Events(frames) => {
+                if !ready!(frames.poll_advance(context))? {
+                    return Poll::Ready(Ok(false));
+                }
+                parse_chunk(frames.decoder.message(), &mut self.ready)?;
+                Poll::Ready(Ok(true))
+            }
+        }
     }
 }
 
@@ -145,13 +179,17 @@ impl Stream for ChatStream {
             if let Some(event) = this.ready.pop_front() {
                 return Poll::Ready(Some(Ok(event)));
             }
-            if !ready!(this.frames.poll_advance(context))? {
+            if this.ended {
                 return Poll::Ready(None);
             }
-            if let Err(error) = parse_chunk(this.frames.decoder.message(), &mut this.ready) {
-                this.frames.ended = true;
-                this.ready.clear();
-                return Poll::Ready(Some(Err(error)));
+            match ready!(this.poll_more(context)) {
+                Ok(true) => {}
+                Ok(false) => this.ended = true,
+                Err(error) => {
+                    this.ended = true;
+                    this.ready.clear();
+                    return Poll::Ready(Some(Err(error)));
+                }
             }
         }
     }

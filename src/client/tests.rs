@@ -1,4 +1,4 @@
-//! The client against a scripted server on port 0, over both versions of HTTP.
+//! The client against a scripted server on port 0, over HTTP/1.1 and HTTP/2 in clear text.
 
 use std::io;
 use std::net::SocketAddr;
@@ -68,9 +68,9 @@ impl Server {
         }
     }
 
-    fn client(&self, version: HttpVersion) -> Client {
+    fn client(&self, transport: Transport) -> Client {
         let endpoint = Endpoint::parse(&format!("http://{}", self.address)).unwrap();
-        Client::new(endpoint, version)
+        Client::new(endpoint, transport)
     }
 
     /// Answers the next request with a whole body.
@@ -117,13 +117,13 @@ fn text(text: &str) -> Event {
     }
 }
 
-const BOTH: [HttpVersion; 2] = [HttpVersion::Http1, HttpVersion::Http2];
+const BOTH: [Transport; 2] = [Transport::Http1, Transport::Http2];
 
 #[tokio::test]
 async fn events_arrive_one_by_one_while_the_stream_is_open() {
-    for version in BOTH {
+    for transport in BOTH {
         let mut server = Server::start().await;
-        let client = server.client(version);
+        let client = server.client(transport);
         let request = ChatRequest::new("m").user("hi");
         let (stream, writer) = tokio::join!(client.chat(&request), server.stream());
         let mut stream = stream.unwrap();
@@ -143,9 +143,9 @@ async fn events_arrive_one_by_one_while_the_stream_is_open() {
 
 #[tokio::test]
 async fn the_request_is_openais() {
-    for version in BOTH {
+    for transport in BOTH {
         let mut server = Server::start().await;
-        let client = server.client(version);
+        let client = server.client(transport);
         let request = ChatRequest::new("m").user("hi");
         let (stream, asked) = tokio::join!(
             client.chat(&request),
@@ -159,9 +159,9 @@ async fn the_request_is_openais() {
 
 #[tokio::test]
 async fn a_body_that_ends_early_is_told_from_a_good_end() {
-    for version in BOTH {
+    for transport in BOTH {
         let mut server = Server::start().await;
-        let client = server.client(version);
+        let client = server.client(transport);
         let request = ChatRequest::new("m");
         let (stream, writer) = tokio::join!(client.chat(&request), server.stream());
         let mut stream = stream.unwrap();
@@ -176,9 +176,9 @@ async fn a_body_that_ends_early_is_told_from_a_good_end() {
 
 #[tokio::test]
 async fn a_connection_that_breaks_is_an_error() {
-    for version in BOTH {
+    for transport in BOTH {
         let mut server = Server::start().await;
-        let client = server.client(version);
+        let client = server.client(transport);
         let request = ChatRequest::new("m");
         let (stream, writer) = tokio::join!(client.chat(&request), server.stream());
         let mut stream = stream.unwrap();
@@ -192,7 +192,7 @@ async fn a_connection_that_breaks_is_an_error() {
 #[tokio::test]
 async fn a_failure_reported_in_the_stream_ends_it() {
     let mut server = Server::start().await;
-    let client = server.client(HttpVersion::Http1);
+    let client = server.client(Transport::Http1);
     let request = ChatRequest::new("m");
     let body = "data: {\"error\":{\"message\":\"It broke.\"}}\n\ndata: [DONE]\n\n";
     let (stream, _) = tokio::join!(
@@ -207,9 +207,9 @@ async fn a_failure_reported_in_the_stream_ends_it() {
 
 #[tokio::test]
 async fn dropping_a_stream_cancels_it_at_the_server() {
-    for version in BOTH {
+    for transport in BOTH {
         let mut server = Server::start().await;
-        let client = server.client(version);
+        let client = server.client(transport);
         let request = ChatRequest::new("m");
         let (stream, writer) = tokio::join!(client.chat(&request), server.stream());
         drop(stream.unwrap());
@@ -226,7 +226,7 @@ async fn dropping_a_stream_cancels_it_at_the_server() {
 #[tokio::test]
 async fn an_http2_stream_outlives_its_client() {
     let mut server = Server::start().await;
-    let client = server.client(HttpVersion::Http2);
+    let client = server.client(Transport::Http2);
     let request = ChatRequest::new("m");
     let (stream, writer) = tokio::join!(client.chat(&request), server.stream());
     let mut stream = stream.unwrap();
@@ -238,7 +238,7 @@ async fn an_http2_stream_outlives_its_client() {
 #[tokio::test]
 async fn raw_events_are_handed_out_as_they_came() {
     let mut server = Server::start().await;
-    let client = server.client(HttpVersion::Http1);
+    let client = server.client(Transport::Http1);
     let request = ChatRequest::new("m");
     let body = "event: e\ndata: {\ndata: }\n\ndata: [DONE]\n\n";
     let (frames, _) = tokio::join!(
@@ -254,7 +254,7 @@ async fn raw_events_are_handed_out_as_they_came() {
 #[tokio::test]
 async fn a_refusal_carries_the_servers_words() {
     let mut server = Server::start().await;
-    let client = server.client(HttpVersion::Http1);
+    let client = server.client(Transport::Http1);
     let request = ChatRequest::new("m");
     let body = r#"{"error":{"message":"The queue is full.","type":"x","param":null,"code":null}}"#;
     let (stream, _) = tokio::join!(
@@ -274,7 +274,7 @@ async fn a_refusal_carries_the_servers_words() {
 #[tokio::test]
 async fn an_answer_that_is_no_stream_is_refused() {
     let mut server = Server::start().await;
-    let client = server.client(HttpVersion::Http1);
+    let client = server.client(Transport::Http1);
     let request = ChatRequest::new("m");
     let (stream, _) = tokio::join!(
         client.chat(&request),
@@ -286,9 +286,9 @@ async fn an_answer_that_is_no_stream_is_refused() {
 
 #[tokio::test]
 async fn models_are_listed() {
-    for version in BOTH {
+    for transport in BOTH {
         let mut server = Server::start().await;
-        let client = server.client(version);
+        let client = server.client(transport);
         let body = r#"{"object":"list","data":[{"id":"a","object":"model"},{"id":"b"}]}"#;
         let (models, asked) = tokio::join!(
             client.models(),
@@ -306,7 +306,7 @@ async fn a_server_that_is_not_there_is_named() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let endpoint = Endpoint::parse(&address.to_string()).unwrap();
-    let client = Client::new(endpoint, HttpVersion::Http1);
+    let client = Client::new(endpoint, Transport::Http1);
     let error = client.models().await.unwrap_err();
     assert_eq!(error.to_string(), format!("could not connect to {address}"));
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Ask, gateway, within};
+use crate::support::{Ask, Metrics, Served, gateway, within};
 
 fn sluicegate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
@@ -244,6 +244,53 @@ async fn chat_prints_bare_text_to_a_pipe_and_events_when_asked() {
         out
     });
     assert_eq!(within(stdin).await.unwrap(), text(&plain.stdout));
+}
+
+#[tokio::test]
+async fn chat_says_the_same_over_every_transport() {
+    let served = Served::by(gateway().scripted()).await;
+    let url = format!("https://{}", served.gateway.secure());
+    let model = "scripted?text=abcd&tokens=50";
+    let chat = ["chat", "--url", &url, "--model", model, "x"];
+    let expected = "abcd".repeat(50);
+    for flags in [
+        &["--insecure"][..],
+        &["--insecure", "--http2"],
+        &["--insecure", "--http3"],
+        &["--insecure", "--quic"],
+    ] {
+        let said = run(&[&chat, flags].concat()).await;
+        assert_eq!(text(&said.stdout).trim_end(), expected, "{flags:?}");
+        assert_eq!(text(&said.stderr), "", "{flags:?}");
+        let events = run(&[&chat, flags, &["--json"]].concat()).await;
+        let is_usage = |line: &str| line.contains(r#""completion_tokens":50"#);
+        assert!(text(&events.stdout).lines().any(is_usage), "{flags:?}");
+    }
+    // QUIC is left in good order, not by silence.
+    let left = |m: &Metrics| m.sum("connections_open", &[]) == 0;
+    served.gateway.until("nobody is there", left).await;
+
+    let stranger = run(&[&chat[..], &["--quic"]].concat()).await;
+    assert_eq!(stranger.status.code(), Some(1));
+    let advice = text(&stranger.stderr);
+    assert!(
+        advice.contains("--insecure") && advice.contains("dev-cert.pem"),
+        "{advice}"
+    );
+    let plain = run(&["chat", "--quic", "--url", &served.gateway.url(), "x"]).await;
+    assert_eq!(plain.status.code(), Some(2), "{}", text(&plain.stderr));
+
+    let mut command = sluicegate();
+    command.args(chat).arg("--quic");
+    command.env("SSL_CERT_FILE", served.state.path().join("dev-cert.pem"));
+    let trusting = tokio::task::spawn_blocking(move || command.output());
+    let said = within(trusting).await.unwrap().unwrap();
+    assert_eq!(
+        text(&said.stdout).trim_end(),
+        expected,
+        "{}",
+        text(&said.stderr)
+    );
 }
 
 #[tokio::test]

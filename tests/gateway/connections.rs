@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sluicegate::client::{ChatRequest, Client, Endpoint, Event, HttpVersion};
+use sluicegate::client::{ChatRequest, Client, Endpoint, Event, Transport};
 use tokio::net::TcpStream;
 
 use crate::support::{Answer, TestGateway, chat_body, gateway, within};
@@ -196,7 +196,7 @@ async fn our_own_client_reads_the_same_over_both_versions() {
     let mut request = ChatRequest::new("demo").user("Hello!");
     request.seed = Some(4);
     let mut texts = Vec::new();
-    for version in [HttpVersion::Http1, HttpVersion::Http2] {
+    for version in [Transport::Http1, Transport::Http2] {
         let client = Client::new(Endpoint::parse(&gateway.url()).unwrap(), version);
         assert_eq!(client.models().await.unwrap()[0].id, "demo");
         let mut stream = client.chat(&request).await.unwrap();

@@ -16,6 +16,7 @@ mod backpressure;
 mod canary;
 mod cancellation;
 mod cancel_times;
+mod client;
 mod command_line;
 mod connections;
 mod deaths;

@@ -115,7 +115,7 @@ async fn bytes_per_token(gateway: &TestGateway) -> u64 {
 
 /// Waits until no more tokens are taken for half a second. An early look would only see fewer: what is
 /// asserted is the most that is ever taken.
-async fn settled(gateway: &TestGateway) -> u64 {
+pub(crate) async fn settled(gateway: &TestGateway) -> u64 {
     let output = |m: &Metrics| m.sum("tokens_total", &["kind=\"output\""]);
     let (mut last, mut looks) = (output(&gateway.metrics().await), 0);
     while looks < 20 {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -68,6 +68,7 @@ async fn answer<W: Write>(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mut stream = client.chat(request).await?;
+    tell_fall_back(client);
     while let Some(event) = stream.next().await {
         match event {
             Ok(Event::Text { text: piece, .. }) => {
@@ -84,6 +85,19 @@ async fn answer<W: Write>(
         }
     }
     Ok(())
+}
+
+/// Says once, to who looks, that something else is spoken than was asked for.
+fn tell_fall_back(client: &Client) {
+    if io::stderr().is_terminal()
+        && let Some(blocked) = client.take_fall_back()
+    {
+        eprintln!(
+            "{} does not get through; speaking {}.",
+            blocked.name(),
+            client.transport().name()
+        );
+    }
 }
 
 impl<W: Write> Screen<W> {
