@@ -4,7 +4,7 @@
 //! it parses no JSON, allocates nothing per token and reads a clock once per read. One request is told
 //! in `exchange`, which feeds `response` (HTTP) and `count` (tokens) and notes times in `stats`;
 //! `load` runs many of them and `report` prints what came of it. `loadtests engine` is another program in
-//! the same binary: it compares servers, and is told in `engine`.
+//! the same binary: it compares servers, and is told in `engine`. So is `loadtests transports`, in `transports`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -20,6 +20,7 @@ mod process;
 mod report;
 mod response;
 mod stats;
+mod transports;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
@@ -142,6 +143,8 @@ enum Command {
         #[arg(long)]
         core: usize,
     },
+    /// Measure Sluicegate over HTTP/1.1, HTTP/2, HTTP/3 and sluice/1, side by side
+    Transports(Box<transports::Options>),
 }
 
 fn main() -> Result<ExitCode> {
@@ -152,6 +155,7 @@ fn main() -> Result<ExitCode> {
         Some(Command::EngineNeighbour { core }) => {
             engine::neighbour::run(core).map(|()| ExitCode::SUCCESS)
         }
+        Some(Command::Transports(options)) => transports::run(&options).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -266,7 +266,11 @@ impl Room {
             self.wait = (self.wait * 2).min(LAST_LOOK);
             alarm.as_mut().reset(Instant::now() + self.wait);
         }
-        self.alarm = None;
+        if self.alarm.take().is_some() {
+            // Whoever was told to wait relies on being woken, although it may write on before: hyper then
+            // gathers no more, and would never ask again.
+            cx.waker().wake_by_ref();
+        }
         self.wait = FIRST_LOOK;
         Poll::Ready(())
     }
@@ -442,6 +446,8 @@ impl<B: http_body::Body + Unpin> http_body::Body for Held<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Wake, Waker};
+
     use super::super::outq::Queue;
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Sink};
@@ -497,6 +503,39 @@ mod tests {
             }
         }
         written
+    }
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_told_to_wait_is_woken_even_if_it_writes_before() {
+        let queue = Arc::new(Mutex::new(Queue {
+            unacknowledged: 2 * SHARE,
+            unsent: 0,
+        }));
+        let far = Far {
+            sink: tokio::io::sink(),
+            queue: queue.clone(),
+        };
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut room = Room::new(SHARE);
+        room.under_way = 2 * SHARE;
+        assert!(room.poll(&mut cx, 1, &far).is_pending());
+        *queue.lock().unwrap() = Queue::default();
+        assert!(room.poll(&mut cx, 1, &far).is_ready());
+        assert_eq!(woken.0.load(SeqCst), 1);
+        assert!(room.poll(&mut cx, 1, &far).is_ready());
+        assert_eq!(woken.0.load(SeqCst), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,257 @@
+//! `loadtests transports`: the gateway over every transport that it speaks, side by side.
+//!
+//! Each measurement of `units` is made in several rounds, each time on a gateway that was just started
+//! (`gateway`), in turn so that a machine that becomes slower slows all. `load` opens streams and measures;
+//! below it, `dial` makes connections, `readers` are who reads, and `stream` is an answer that is read. `relay`
+//! is a path with delay and loss. `measure` says what is run and makes `figures` of what came; `results` prints
+//! medians and which of `targets` they meet.
+
+mod dial;
+mod figures;
+mod frames;
+mod gateway;
+mod load;
+mod measure;
+mod readers;
+mod relay;
+mod request;
+mod results;
+mod socket;
+mod sockets;
+mod stream;
+mod targets;
+mod units;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+
+use gateway::Program;
+use measure::Bench;
+use results::Results;
+use targets::Target;
+
+/// The longest that one measurement may take in one round.
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// Open files for ten thousand streams and a few more.
+const FILES: u64 = 11_000;
+
+/// How streams reach the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    /// HTTP/1.1, a connection for each stream.
+    Http1,
+    /// The same over TLS.
+    Http1Tls,
+    /// HTTP/2 by prior knowledge.
+    Http2,
+    /// HTTP/2 over TLS.
+    Http2Tls,
+    /// HTTP/3.
+    Http3,
+    /// Our own protocol on QUIC.
+    Sluice,
+}
+
+impl Transport {
+    const ALL: [Self; 6] = [
+        Self::Http1,
+        Self::Http1Tls,
+        Self::Http2,
+        Self::Http2Tls,
+        Self::Http3,
+        Self::Sluice,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "h1",
+            Self::Http1Tls => "h1+tls",
+            Self::Http2 => "h2",
+            Self::Http2Tls => "h2+tls",
+            Self::Http3 => "h3",
+            Self::Sluice => "sluice/1",
+        }
+    }
+
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 | Self::Http1Tls => b"http/1.1",
+            Self::Http2 | Self::Http2Tls => b"h2",
+            Self::Http3 => b"h3",
+            Self::Sluice => b"sluice/1",
+        }
+    }
+
+    fn is_secure(self) -> bool {
+        !matches!(self, Self::Http1 | Self::Http2)
+    }
+
+    fn is_quic(self) -> bool {
+        matches!(self, Self::Http3 | Self::Sluice)
+    }
+
+    /// Whether a connection has many streams.
+    fn is_multiplexed(self) -> bool {
+        !matches!(self, Self::Http1 | Self::Http1Tls)
+    }
+}
+
+/// What to measure.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    /// Sluicegate's program
+    #[arg(long, value_name = "FILE", default_value = "target/release/sluicegate")]
+    sluicegate: PathBuf,
+
+    /// Only measurements with this in their names; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+
+    /// Name the measurements, and measure nothing
+    #[arg(long)]
+    list: bool,
+
+    /// Rounds; medians are printed
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rounds: u64,
+
+    /// Time that each run is measured
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "4s")]
+    duration: Duration,
+
+    /// Time between the opening of all its streams and that
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "1s")]
+    warm_up: Duration,
+
+    /// A setting for the gateway, SECTION.KEY=VALUE; may be repeated
+    #[arg(long, value_name = "SETTING")]
+    set: Vec<String>,
+
+    /// A table of targets instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    targets: Option<PathBuf>,
+
+    /// Write every value as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// There is nothing to measure, no such program, or the table of targets is none.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let units = units::chosen(&options.only);
+    ensure!(!units.is_empty(), "no measurement is left: see --only");
+    if options.list {
+        for unit in &units {
+            println!("{}", unit.name());
+        }
+        return Ok(());
+    }
+    let targets = read_targets(options.targets.as_deref())?;
+    let files = crate::raise_file_limit(FILES);
+    if files < FILES {
+        eprintln!("the system allows {files} open files: ten thousand connections will fail");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let folder = Folder::new()?;
+    let mut results: Vec<Results> = units.iter().map(Results::new).collect();
+    let end = LocalSet::new().block_on(&runtime, async {
+        let mut stop = signal(SignalKind::terminate())?;
+        tokio::select! {
+            // Whatever is dropped on the way out ends the processes that it started.
+            end = all(options, &units, &folder.0, &mut results) => end,
+            _ = tokio::signal::ctrl_c() => bail!("stopped"),
+            _ = stop.recv() => bail!("stopped"),
+        }
+    });
+    // Also what was measured before the end came.
+    print!("{}", results::report(&results, &targets));
+    end
+}
+
+async fn all(
+    options: &Options,
+    units: &[units::Unit],
+    folder: &Path,
+    results: &mut [Results],
+) -> Result<()> {
+    for round in 1..=options.rounds {
+        let bench = Bench {
+            program: Program {
+                file: options.sluicegate.clone(),
+                settings: options.set.clone(),
+                folder: folder.to_owned(),
+            },
+            spell: options.duration,
+            warm_up: options.warm_up,
+            seed: round,
+        };
+        for (unit, results) in units.iter().zip(results.iter_mut()) {
+            let measured = timeout(LIMIT, bench.measure(unit)).await;
+            let late = || bail!("not done after {} s", LIMIT.as_secs());
+            match measured.unwrap_or_else(|_| late()) {
+                Ok(figures) => {
+                    let texts: Vec<String> = figures
+                        .iter()
+                        .map(|figure| format!("{} {}", figure.name, results::short(figure.value)))
+                        .collect();
+                    eprintln!("{round} {}: {}", unit.name(), texts.join("; "));
+                    results.add(figures);
+                }
+                Err(fault) => {
+                    eprintln!("{round} {}: {fault:#}", unit.name());
+                    results.fault(format!("round {round}: {fault:#}"));
+                }
+            }
+        }
+        // After each: an interrupted run has what it had.
+        if let Some(path) = &options.out {
+            let all: Vec<Value> = results.iter().map(Results::json).collect();
+            std::fs::write(path, format!("{:#}\n", json!(all)))
+                .with_context(|| format!("could not write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_targets(path: Option<&Path>) -> Result<Vec<Target>> {
+    let text = path
+        .map(|path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("could not read {}", path.display()))
+        })
+        .transpose()?;
+    targets::read(text.as_deref())
+}
+
+/// A folder for configuration, state and logs, removed in the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let name = format!("loadtests-transports-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path)
+            .with_context(|| format!("could not make {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Left over, it does no harm.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,147 @@
+//! TCP sockets, plain or with TLS, that count what goes through them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::request::HOST;
+
+/// What went over the wire, as the generator sees it: payloads of TCP or of UDP.
+#[derive(Debug, Default)]
+pub(super) struct Wire {
+    down: AtomicU64,
+    up: AtomicU64,
+}
+
+impl Wire {
+    /// Bytes down and up.
+    pub(super) fn read(&self) -> (u64, u64) {
+        (self.down.load(Relaxed), self.up.load(Relaxed))
+    }
+}
+
+/// A socket that counts.
+pub(super) struct Counted {
+    inner: TcpStream,
+    wire: Arc<Wire>,
+}
+
+/// A connection over TCP.
+pub(super) enum Socket {
+    Plain(Counted),
+    Tls(Box<TlsStream<Counted>>),
+}
+
+impl Socket {
+    /// Connects. With `receive_buffer` the kernel holds no more for the reader than that.
+    pub(super) async fn connect(
+        address: SocketAddr,
+        tls: Option<&Arc<rustls::ClientConfig>>,
+        receive_buffer: Option<u32>,
+        wire: &Arc<Wire>,
+    ) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        let inner = socket.connect(address).await?;
+        inner.set_nodelay(true)?;
+        let counted = Counted {
+            inner,
+            wire: Arc::clone(wire),
+        };
+        let Some(tls) = tls else {
+            return Ok(Self::Plain(counted));
+        };
+        let name = ServerName::try_from(HOST).map_err(io::Error::other)?;
+        let connected = TlsConnector::from(Arc::clone(tls))
+            .connect(name, counted)
+            .await?;
+        Ok(Self::Tls(Box::new(connected)))
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
+        let read = buffer.filled().len() - before;
+        self.wire.down.fetch_add(read as u64, Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
+        if let Poll::Ready(Ok(written)) = &polled {
+            self.wire.up.fetch_add(*written as u64, Relaxed);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(context, buffer),
+            Self::Tls(socket) => Pin::new(socket).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(context, bytes),
+            Self::Tls(socket) => Pin::new(socket).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(context),
+            Self::Tls(socket) => Pin::new(socket).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(context),
+            Self::Tls(socket) => Pin::new(socket).poll_shutdown(context),
+        }
+    }
+}
