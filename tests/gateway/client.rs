@@ -1,5 +1,6 @@
 //! The client library against a gateway: the same over every transport, and what only some of them can.
 
+mod early;
 mod resume;
 
 use std::fmt;
