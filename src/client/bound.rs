@@ -79,7 +79,12 @@ impl Shared {
                 sent = connection.send(to.server, &request) => sent,
                 () = connection.overdue() => {
                     self.forget(&bound).await;
-                    return Err(Fault::Blocked);
+                    // Early and signed, it may have been served; without that it was held, and dropped.
+                    return Err(if is_early && is_signed && !request.method.is_safe() {
+                        Fault::Unanswered
+                    } else {
+                        Fault::Blocked
+                    });
                 }
             };
             match sent {

@@ -207,6 +207,11 @@ impl Inner {
                 match self.quic.send(to, request).await {
                     Ok(answer) => Ok(answer),
                     Err(Fault::Failed(error)) => Err(error),
+                    Err(Fault::Unanswered) => {
+                        self.is_udp_blocked.store(true, Ordering::Relaxed);
+                        let authority = self.endpoint.authority().to_owned();
+                        Err(Error::Unanswered { authority })
+                    }
                     Err(Fault::Blocked) => {
                         // With neither there is no server; what TCP says of that is the better error.
                         let answer = self.http2.send(&self.endpoint, tcp, request).await?;

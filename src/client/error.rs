@@ -45,6 +45,13 @@ pub enum Error {
         /// The protocol.
         protocol: &'static str,
     },
+    /// A request went out as early data, and then nothing came back over UDP. It may have been executed, so
+    /// it is not sent again by itself; further requests go over TCP.
+    #[error("{authority} does not answer over UDP any more; the request may have been executed")]
+    Unanswered {
+        /// Host and port.
+        authority: String,
+    },
     /// The server answered with a status other than success.
     #[error("the server answered {status}: {message}{}", wait(*.retry_after))]
     Refused {

@@ -85,6 +85,8 @@ pub(super) enum Handshake {
 pub(super) enum Fault {
     /// Nothing comes back over UDP.
     Blocked,
+    /// The same, but a request may have got there that must not be sent twice.
+    Unanswered,
     Failed(Error),
 }
 

@@ -158,7 +158,8 @@ pub(crate) fn at_most_a_year<'de, D: Deserializer<'de>>(
     Ok(duration)
 }
 
-fn timeout_or_off<'de, D: Deserializer<'de>>(
+/// A time that can pass, or "off".
+pub(crate) fn timeout_or_off<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;

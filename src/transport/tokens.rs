@@ -24,6 +24,10 @@ const BUFFER: usize = 4 * 1024;
 /// against the window), so this is what a stopped reader can pull beyond its window.
 pub(super) const MAX_FRAME: usize = 8 * 1024;
 
+/// Tokens that are encoded together: as SSE they fill one frame, and the buffer that they are written to
+/// stays as small as that while the frame waits for the socket.
+const BURST: usize = 28;
+
 /// Marks a response, among its extensions, whose body is made of tokens as they come.
 #[derive(Clone)]
 pub(super) struct Streamed;
@@ -70,7 +74,7 @@ impl TokenBody {
     ) -> Self {
         Self {
             stream,
-            burst: Burst::new(),
+            burst: Burst::with_limit(BURST),
             primed: false,
             encoder,
             answer,

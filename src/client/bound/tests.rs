@@ -39,7 +39,7 @@ impl World {
             let request = Request::post("/v1/x?y=z".to_owned(), "*/*", b"{}".to_vec());
             match shared.send(to, &request).await {
                 Ok(answer) => answer.status,
-                Err(Fault::Blocked) => panic!("loopback is not blocked"),
+                Err(Fault::Blocked | Fault::Unanswered) => panic!("loopback is not blocked"),
                 Err(Fault::Failed(error)) => panic!("{error:?}"),
             }
         })

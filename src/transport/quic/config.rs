@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::gateway::settings::{at_most_a_year, timeout};
+use crate::gateway::settings::{at_most_a_year, timeout, timeout_or_off};
 use crate::transport::config::bytes;
 
 /// `[quic]`: the UDP side of each address of the TLS listener.
@@ -45,8 +45,9 @@ pub struct Quic {
     /// knows of `ACK_FREQUENCY`: quinn does, browsers do not.
     #[serde(deserialize_with = "ack_threshold")]
     pub ack_threshold: u32,
-    /// How long such a client may wait before it acknowledges; absent leaves it its own delay.
-    #[serde(deserialize_with = "some_delay")]
+    /// How long such a client may wait before it acknowledges, and never more than a round trip; off leaves
+    /// it its own delay.
+    #[serde(deserialize_with = "timeout_or_off")]
     pub ack_delay: Option<Duration>,
     /// How the pace of sending follows the network.
     pub congestion: Congestion,
@@ -73,9 +74,9 @@ impl Default for Quic {
             max_streams: 100,
             stream_receive_window: 256 << 10,
             receive_window: 1 << 20,
-            flush_interval: Duration::from_millis(5),
+            flush_interval: Duration::from_millis(20),
             ack_threshold: 9,
-            ack_delay: None,
+            ack_delay: Some(Duration::from_millis(100)),
             congestion: Congestion::Cubic,
             initial_mtu: 1200,
             mtu_discovery: true,
@@ -150,10 +151,6 @@ fn flush_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration
     Ok(interval)
 }
 
-fn some_delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    timeout(deserializer).map(Some)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,9 +177,9 @@ mod tests {
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-        let read = read("congestion = 'new-reno'\nack_delay = '100ms'").unwrap();
+        let read = read("congestion = 'new-reno'\nack_delay = 'off'").unwrap();
         assert_eq!(read.congestion, Congestion::NewReno);
-        assert_eq!(read.ack_delay, Some(Duration::from_millis(100)));
+        assert_eq!(read.ack_delay, None);
     }
 
     #[test]

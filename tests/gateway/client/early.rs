@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sluicegate::client::{Client, Endpoint, Transport};
+use sluicegate::client::{ChatRequest, Client, Endpoint, Error, Transport};
 
 use super::{chat, rest, way};
 use crate::support::{Metrics, Served, Tap, gateway, within};
@@ -79,4 +79,35 @@ async fn a_session_that_the_gateway_has_forgotten_costs_a_round_trip_and_nothing
         4,
         "each once"
     );
+}
+
+#[tokio::test]
+async fn an_early_request_of_which_nothing_comes_back_is_not_sent_again_another_way() {
+    let served = Served::by(gateway().scripted()).await;
+    let gateway = &served.gateway;
+    let chats = |m: &Metrics| m.sum("requests_total", &["route=\"chat\""]);
+    let tap = Tap::before(gateway.secure()).await;
+    tap.release();
+    let endpoint = Endpoint::parse(&format!("https://{}", tap.address)).unwrap();
+    let client = Client::new(endpoint, way(Transport::Quic, true).options(&served));
+    within(client.models()).await.unwrap();
+    let is_bound = |m: &Metrics| m.sum("requests_total", &["route=\"bind\""]) == 1;
+    gateway.until("it has a token", is_bound).await;
+    for round in 1.. {
+        // The token may still be under way to the client; then the request is held, and never served.
+        within(client.models()).await.unwrap();
+        client.close().await;
+        tap.hold();
+        let request = ChatRequest::new("scripted?text=abcd&tokens=30").user("x");
+        let error = within(client.chat(&request)).await.unwrap_err();
+        if matches!(error, Error::Unanswered { .. }) {
+            break;
+        }
+        assert!(round < 20, "it is never early: {error:?}");
+        tap.release();
+    }
+    let once = |m: &Metrics| chats(m) == 1;
+    let metrics = gateway.until("it was served", once).await;
+    assert_eq!(served_early(&metrics), 1, "{metrics}");
+    assert_eq!(client.transport(), Transport::Http2, "from now on");
 }

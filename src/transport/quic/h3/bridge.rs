@@ -26,7 +26,7 @@ use tower_service::Service as _;
 use super::backend::{Connection, Control, Reader, Slot, Writer};
 use super::body::RequestBody;
 use crate::transport::guard::{InFlight, Requests};
-use crate::transport::quic::budget::SendBudget;
+use crate::transport::quic::budget::{SendBudget, Share};
 use crate::transport::quic::shared::Shared;
 use crate::transport::quic::{Error, OF_A_CONNECTION, priority};
 
@@ -76,8 +76,7 @@ pub(in crate::transport::quic) async fn serve(
                 let in_flight = requests.begin();
                 let (share, shared) = (budget.stream(), shared.clone());
                 tasks.spawn(tracker.track_future(async move {
-                    request(resolver, control, in_flight, shared).await;
-                    drop(share);
+                    request(resolver, control, in_flight, share, shared).await;
                 }));
             }
         }
@@ -94,6 +93,7 @@ async fn request(
     resolver: RequestResolver<Connection, Bytes>,
     control: Control,
     in_flight: InFlight,
+    share: Share,
     shared: Arc<Shared>,
 ) {
     let Control {
@@ -123,7 +123,13 @@ async fn request(
     stream.prioritize(priority::urgency(head.headers()));
     let mut request = with_body(head, recv);
     shared.tell(request.extensions_mut(), early);
-    let answer = answer(&mut send, serving.router.clone(), request, in_flight);
+    let answer = answer(
+        &mut send,
+        &share,
+        serving.router.clone(),
+        request,
+        in_flight,
+    );
     let outcome = tokio::select! {
         biased;
         _ = &mut stopped => Err(None),
@@ -156,6 +162,7 @@ fn with_body(head: Request<()>, recv: RequestStream<Reader, Bytes>) -> Request<B
 /// Asks the router and writes what it answers.
 async fn answer(
     send: &mut RequestStream<Writer<Bytes>, Bytes>,
+    share: &Share,
     mut router: Router,
     request: Request<Body>,
     in_flight: InFlight,
@@ -183,7 +190,7 @@ async fn answer(
         match frame.map_err(Error::from)?.into_data() {
             Ok(data) if data.is_empty() => {}
             // Until quinn has taken this, nothing more is asked of the body.
-            Ok(data) => send.send_data(data).await?,
+            Ok(data) => share.write(send.send_data(data)).await?,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     send.send_trailers(trailers).await?;

@@ -17,6 +17,7 @@ use tower_service::Service as _;
 
 use crate::generation::Failure;
 use crate::transport::guard::InFlight;
+use crate::transport::quic::budget::Share;
 use crate::transport::quic::{Error, OF_A_CONNECTION, priority};
 use crate::wire::sluice::frames::{Frame, Kind, Reasons, header as frame_header};
 use crate::wire::sluice::head::{Headers, ResponseHead};
@@ -38,6 +39,7 @@ pub(super) enum Broken {
 /// The sending half of a request's stream.
 pub(super) struct Answer<'s> {
     stream: &'s mut SendStream,
+    share: &'s Share,
     /// How long the client may take nothing.
     write_timeout: Duration,
     urgency: u8,
@@ -49,9 +51,14 @@ pub(super) struct Answer<'s> {
 }
 
 impl<'s> Answer<'s> {
-    pub(super) fn new(stream: &'s mut SendStream, write_timeout: Duration) -> Self {
+    pub(super) fn new(
+        stream: &'s mut SendStream,
+        share: &'s Share,
+        write_timeout: Duration,
+    ) -> Self {
         Self {
             stream,
+            share,
             write_timeout,
             urgency: priority::urgency(&HeaderMap::new()),
             sent: 0,
@@ -184,7 +191,9 @@ impl<'s> Answer<'s> {
             .iter()
             .map(|bytes| bytes.len() as u64)
             .sum::<u64>();
-        let written = self.stream.write_all_chunks(&mut self.waiting);
+        let written = self
+            .share
+            .write(self.stream.write_all_chunks(&mut self.waiting));
         let in_time = tokio::time::timeout(self.write_timeout, written).await;
         self.waiting.clear();
         match in_time {

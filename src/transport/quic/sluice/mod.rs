@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 
 use self::answer::{Answer, Broken};
 use self::incoming::Incoming;
-use super::budget::SendBudget;
+use super::budget::{SendBudget, Share};
 use super::shared::Shared;
 use super::{Error, NO_ERROR};
 use crate::generation::Kind;
@@ -63,8 +63,7 @@ pub(super) async fn serve(
                 let in_flight = requests.begin();
                 let (share, shared) = (budget.stream(), shared.clone());
                 tasks.spawn(tracker.track_future(async move {
-                    stream(send, recv, in_flight, shared).await;
-                    drop(share);
+                    stream(send, recv, in_flight, &share, &shared).await;
                 }));
             }
         }
@@ -100,14 +99,20 @@ fn refuse(mut send: SendStream, mut recv: RecvStream, code: VarInt) {
 }
 
 /// The life of one request.
-async fn stream(mut send: SendStream, recv: RecvStream, in_flight: InFlight, shared: Arc<Shared>) {
+async fn stream(
+    mut send: SendStream,
+    recv: RecvStream,
+    in_flight: InFlight,
+    share: &Share,
+    shared: &Shared,
+) {
     let peer = shared.connection.remote_address();
     let write_timeout = shared.quic.serving.write_timeout;
     let mut stopped = std::pin::pin!(send.stopped());
     let outcome = tokio::select! {
         biased;
         _ = &mut stopped => Err(Broken::Gone),
-        outcome = exchange(&mut send, recv, in_flight, &shared) => outcome,
+        outcome = exchange(&mut send, recv, in_flight, share, shared) => outcome,
     };
     let reset = match outcome {
         // Closing the connection now would throw away what is still on its way.
@@ -130,12 +135,13 @@ async fn exchange(
     send: &mut SendStream,
     recv: RecvStream,
     in_flight: InFlight,
+    share: &Share,
     shared: &Shared,
 ) -> Result<(), Broken> {
     let serving = &shared.quic.serving;
     let peer = shared.connection.remote_address();
     let early = recv.is_0rtt();
-    let mut answer = Answer::new(send, serving.write_timeout);
+    let mut answer = Answer::new(send, share, serving.write_timeout);
     let mut incoming = Incoming::new(recv, serving.settings.max_header_bytes);
     let request = match incoming.request(serving.settings.header_timeout).await {
         Ok(request) => request,
