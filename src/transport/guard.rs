@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use atomic_waker::AtomicWaker;
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use slab::Slab;
@@ -216,7 +217,11 @@ impl<S: AsyncWrite + SendQueue + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.requests.flushed();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -285,7 +290,15 @@ pub(super) struct Requests {
     /// How many there are, and how many of them are answered by token streams.
     count: AtomicUsize,
     streams: AtomicUsize,
+    /// Bytes of an HTTP/1.1 stream that were handed out since hyper last had nothing to write.
+    ahead: AtomicUsize,
+    /// The stream that waits for that.
+    waits: AtomicWaker,
 }
+
+/// From here on an HTTP/1.1 stream is asked for no more until it is written. hyper's own bound is that of
+/// request heads, several times as much, and ten thousand slow readers make it felt.
+pub(super) const AHEAD: usize = 4 * 1024;
 
 /// One request.
 #[derive(Default)]
@@ -313,6 +326,14 @@ impl Requests {
             body,
             requests: self.clone(),
             is_stream: false,
+            is_alone: false,
+        }
+    }
+
+    /// hyper has written all that it had, and may have more.
+    fn flushed(&self) {
+        if self.ahead.swap(0, Relaxed) >= AHEAD {
+            self.waits.wake();
         }
     }
 
@@ -379,12 +400,15 @@ pub(super) struct InFlight {
     key: usize,
     body: Arc<Body>,
     is_stream: bool,
+    /// It is a stream that has its connection for itself.
+    is_alone: bool,
 }
 
 impl InFlight {
-    /// It is answered by a token stream.
-    pub(super) fn streams(&mut self) {
+    /// It is answered by a token stream; on HTTP/1.1 by nothing else meanwhile.
+    pub(super) fn streams(&mut self, is_alone: bool) {
         self.is_stream = true;
+        self.is_alone = is_alone;
         self.requests.streams.fetch_add(1, Relaxed);
     }
 
@@ -425,7 +449,22 @@ impl<B: http_body::Body + Unpin> http_body::Body for Held<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let is_alone = self.in_flight.is_alone;
+        if is_alone && self.in_flight.requests.ahead.load(Relaxed) >= AHEAD {
+            // The same task flushes, so nothing can come between this and the look above.
+            self.in_flight.requests.waits.register(cx.waker());
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if is_alone
+            && let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.in_flight
+                .requests
+                .ahead
+                .fetch_add(data.remaining(), Relaxed);
+        }
         let handed = if polled.is_ready() {
             clock::task_micros()
         } else {
@@ -548,7 +587,7 @@ mod tests {
         };
         let mut io = guarded(far, &requests);
         let mut one = requests.begin();
-        one.streams();
+        one.streams(false);
         let first = pulled(&mut io).await;
         assert!((SHARE..=SHARE + 100).contains(&first), "{first}");
         queue.lock().unwrap().unacknowledged -= 500;
@@ -556,7 +595,7 @@ mod tests {
         assert!((400..=600).contains(&then), "{then}");
         // A second stream brings its own share, one that ends takes its share away.
         let mut two = requests.begin();
-        two.streams();
+        two.streams(false);
         let more = pulled(&mut io).await;
         assert!((SHARE - 100..=SHARE + 100).contains(&more), "{more}");
         drop(two);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, Version, header};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -30,7 +30,7 @@ use tower_service::Service;
 
 use super::config::{HalfClose, Server};
 use super::early::{Handshake, Secure};
-use super::guard::{Guarded, InFlight, Requests};
+use super::guard::{AHEAD, Guarded, InFlight, Requests};
 use super::http2::Http2;
 use super::outq::SendQueue;
 use super::pace::{Pace, SmallFrames};
@@ -114,12 +114,8 @@ impl Serving {
     /// What of a stream's budget is left for the kernel beside the buffers above it: hyper's, the frame
     /// that it holds, and what TLS has encrypted. Never less than the kernel takes unsent anyway.
     fn kernel_share(&self) -> usize {
-        let above = self
-            .settings
-            .max_header_bytes
-            .max(self.http2.max_send_buffer)
-            + MAX_FRAME
-            + CIPHERTEXT_AHEAD;
+        let above =
+            self.http2.max_send_buffer.max(AHEAD + MAX_FRAME) + MAX_FRAME + CIPHERTEXT_AHEAD;
         let share = self.send_budget.saturating_sub(above);
         share.max(self.settings.notsent_lowat)
     }
@@ -397,9 +393,10 @@ async fn respond(
     if let Some(secure) = about.secure {
         request.extensions_mut().insert(secure);
     }
+    let is_http1 = request.version() < Version::HTTP_2;
     let mut response = router.call(request).await?;
     if response.extensions().get::<Streamed>().is_some() {
-        in_flight.streams();
+        in_flight.streams(is_http1);
     }
     if let Some(alt_svc) = about.alt_svc {
         response.headers_mut().insert(header::ALT_SVC, alt_svc);
