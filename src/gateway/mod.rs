@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use self::settings::{Deadlines, Limits, Stream};
 use crate::engine::{Card, Engine, TokenizeOptions};
 use crate::generation::{
-    self, Failure, Input, Kind, Opening, Request, RequestId, TokenStream, Watch, clock,
+    self, Caller, Failure, Input, Kind, Opening, Request, RequestId, TokenStream, Watch, clock,
 };
 use crate::route::Registry;
 use crate::telemetry::{Metrics, RequestRecorder, Route};
@@ -110,6 +110,7 @@ impl Gateway {
         }
         let opening = Opening {
             id: request.id,
+            owner: request.caller.identity,
             accepted_at,
             usage: started.usage,
             deterministic: engine.card().deterministic,
@@ -141,11 +142,11 @@ impl Gateway {
         })
     }
 
-    /// Cancels the open streams with this request id; returns how many there were.
+    /// Cancels the caller's open streams with this request id; returns how many there were.
     #[must_use]
-    pub fn cancel(&self, id: &RequestId) -> usize {
+    pub fn cancel(&self, id: &RequestId, caller: &Caller) -> usize {
         let failure = Failure::new(Kind::Cancelled, "The request was cancelled by its id.");
-        self.watch.cancel(id, &failure)
+        self.watch.cancel(id, caller.identity.as_deref(), &failure)
     }
 
     /// The models that have been ready, each with its adapters behind it, and with why it cannot be used

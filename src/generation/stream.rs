@@ -40,6 +40,8 @@ pub type Permit = Box<dyn Any + Send>;
 pub struct Opening {
     /// The request's id; `cancel` finds the stream by it.
     pub id: RequestId,
+    /// Who asked, if that was proved; nobody else may cancel it.
+    pub owner: Option<Arc<str>>,
     /// When the request was accepted ([`clock::task_micros`]).
     pub accepted_at: u64,
     /// Tokens of the prompt(s). Those that were cached are counted as the sources tell of them.
@@ -88,6 +90,7 @@ impl TokenStream {
     pub fn open(watch: &Arc<Watch>, opening: Opening, sources: Vec<Box<dyn Source>>) -> Self {
         let shared = Arc::new(Shared {
             id: opening.id,
+            owner: opening.owner,
             accepted_at: opening.accepted_at,
             usage: opening.usage,
             deterministic: opening.deterministic,
@@ -317,6 +320,7 @@ struct Ledger {
 /// What the watch may see of a stream, and do to it, from outside its task.
 pub(super) struct Shared {
     pub(super) id: RequestId,
+    pub(super) owner: Option<Arc<str>>,
     accepted_at: u64,
     usage: Usage,
     deterministic: bool,

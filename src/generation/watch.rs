@@ -57,9 +57,13 @@ impl Watch {
         self.lock().len()
     }
 
-    /// Cancels every open stream with this request id; returns how many there were.
-    pub fn cancel(&self, id: &RequestId, failure: &Failure) -> usize {
-        self.cut_where(|shared| (shared.id == *id).then(|| failure.clone()))
+    /// Cancels every open stream with this request id whose caller is `owner`; returns how many there were.
+    /// Ids are chosen by callers, so one caller may guess another's.
+    pub fn cancel(&self, id: &RequestId, owner: Option<&str>, failure: &Failure) -> usize {
+        self.cut_where(|shared| {
+            let is_theirs = shared.id == *id && shared.owner.as_deref() == owner;
+            is_theirs.then(|| failure.clone())
+        })
     }
 
     /// Ends every open stream with this failure; returns how many there were.

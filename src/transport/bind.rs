@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::early::Secure;
 use super::http::{Context, caller, document, fail, read_counted};
 use crate::auth::Refusal;
-use crate::auth::token::Grant;
+use crate::auth::token::{Grant, MintError};
 use crate::generation::{Caller, Failure, Kind, clock};
 use crate::telemetry::Route;
 use crate::wire::{self, bind};
@@ -81,7 +81,14 @@ pub(super) fn bind(context: &Context, asker: Asker) -> Result<BytesMut, Failure>
     let identity = asker.caller.identity;
     let (token, grant) = gate
         .bind(session, identity, Vec::new(), clock::unix_seconds())
-        .map_err(Failure::internal)?;
+        .map_err(|error| match error {
+            MintError::TooLong => Failure::new(
+                Kind::Forbidden,
+                "The caller's name is too long for a token.",
+            )
+            .with_code("name_too_long"),
+            error @ MintError::Random(_) => Failure::internal(error),
+        })?;
     let mut out = BytesMut::new();
     bind::write(&token, grant.expires, &mut out);
     Ok(out)

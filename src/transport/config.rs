@@ -34,8 +34,8 @@ pub struct Server {
     /// How long a kept-alive connection may wait for its next request.
     #[serde(deserialize_with = "timeout")]
     pub idle_timeout: Duration,
-    /// Request line and headers together, in bytes. On HTTP/1.1 also the most bytes of an answer that
-    /// wait for the socket: hyper has one bound for both directions.
+    /// Request line and headers together, in bytes. On HTTP/1.1 also the most bytes of an answer that is no
+    /// stream that wait for the socket: hyper has one bound for both directions.
     #[serde(deserialize_with = "bytes::<_, 8_192, 65_536>")]
     pub max_header_bytes: usize,
     /// A request's body, in bytes.

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::outq::SendQueue;
+use super::pace::SmallFrames;
 use super::peer_frames::PeerFrames;
 use crate::generation::clock;
 
@@ -39,6 +40,8 @@ pub(super) struct Guarded<S> {
     /// `None` where one connection carries many requests at once (HTTP/2 has its own bounds).
     header_timeout: Option<Duration>,
     headers_due: Option<Pin<Box<Sleep>>>,
+    /// How many requests had begun when that clock was started.
+    headers_of: u64,
     write_timeout: Duration,
     write_due: Option<Pin<Box<Sleep>>>,
     is_writing: bool,
@@ -60,6 +63,7 @@ impl<S> Guarded<S> {
             room: Room::new(kernel_share),
             stream,
             headers_due: header_timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
+            headers_of: 0,
             head,
             requests,
             header_timeout,
@@ -89,6 +93,7 @@ impl<S> Guarded<S> {
 
     /// Bytes came. If no request is under way they begin the next one's headers.
     fn bytes_came(&mut self) {
+        self.forget_headers_that_came();
         if let Some(timeout) = self.header_timeout
             && self.headers_due.is_none()
             && !self.requests.any()
@@ -97,8 +102,18 @@ impl<S> Guarded<S> {
         }
     }
 
+    /// A request has begun since the clock was started: its headers were in time. It need not be under way
+    /// any more; with `half_close = "serve"` nothing is read meanwhile.
+    fn forget_headers_that_came(&mut self) {
+        let begun = self.requests.begun.load(Relaxed);
+        if std::mem::replace(&mut self.headers_of, begun) != begun {
+            self.headers_due = None;
+        }
+    }
+
     /// Nothing came: fails if headers have been on their way for too long.
     fn headers_in_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.forget_headers_that_came();
         if self.requests.any() {
             self.headers_due = None;
         } else if let Some(due) = &mut self.headers_due
@@ -217,15 +232,17 @@ impl<S: AsyncWrite + SendQueue + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // TLS takes small writes into its own buffer: then it is only here that nothing goes on.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {
             self.requests.flushed();
         }
-        flushed
+        self.write_in_time(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.write_in_time(cx, shut)
     }
 }
 
@@ -290,6 +307,8 @@ pub(super) struct Requests {
     /// How many there are, and how many of them are answered by token streams.
     count: AtomicUsize,
     streams: AtomicUsize,
+    /// How many there have been.
+    begun: AtomicU64,
     /// Bytes of an HTTP/1.1 stream that were handed out since hyper last had nothing to write.
     ahead: AtomicUsize,
     /// The stream that waits for that.
@@ -321,12 +340,14 @@ impl Requests {
         let mut open = self.lock();
         self.idle_since.store(0, SeqCst);
         self.count.fetch_add(1, Relaxed);
+        self.begun.fetch_add(1, Relaxed);
         InFlight {
             key: open.insert(body.clone()),
             body,
             requests: self.clone(),
             is_stream: false,
             is_alone: false,
+            counted_by: None,
         }
     }
 
@@ -402,6 +423,8 @@ pub(super) struct InFlight {
     is_stream: bool,
     /// It is a stream that has its connection for itself.
     is_alone: bool,
+    /// Where a document's bytes are counted on HTTP/2.
+    counted_by: Option<Arc<SmallFrames>>,
 }
 
 impl InFlight {
@@ -410,6 +433,11 @@ impl InFlight {
         self.is_stream = true;
         self.is_alone = is_alone;
         self.requests.streams.fetch_add(1, Relaxed);
+    }
+
+    /// It is answered by a document, which an HTTP/2 peer confirms as it does streams.
+    pub(super) fn counted_by(&mut self, small_frames: Arc<SmallFrames>) {
+        self.counted_by = Some(small_frames);
     }
 
     /// Keeps the request until `body` is done with.
@@ -456,14 +484,15 @@ impl<B: http_body::Body + Unpin> http_body::Body for Held<B> {
             return Poll::Pending;
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if is_alone
-            && let Poll::Ready(Some(Ok(frame))) = &polled
+        if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
-            self.in_flight
-                .requests
-                .ahead
-                .fetch_add(data.remaining(), Relaxed);
+            if is_alone {
+                let ahead = &self.in_flight.requests.ahead;
+                ahead.fetch_add(data.remaining(), Relaxed);
+            } else if let Some(small_frames) = &self.in_flight.counted_by {
+                small_frames.sent_of_document(data.remaining());
+            }
         }
         let handed = if polled.is_ready() {
             clock::task_micros()
@@ -542,6 +571,68 @@ mod tests {
             }
         }
         written
+    }
+
+    /// Takes every write and never gets it out, as TLS does above a socket that is full.
+    struct Stuck;
+
+    impl SendQueue for Stuck {
+        fn queue(&self) -> Queue {
+            Queue::default()
+        }
+    }
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_or_an_end_that_makes_no_progress_fails_like_a_write() {
+        for ends in [false, true] {
+            let mut io = guarded(Stuck, &Requests::new());
+            io.write_all(&[0; 64]).await.unwrap();
+            let start = Instant::now();
+            let result = if ends {
+                io.shutdown().await
+            } else {
+                io.flush().await
+            };
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert_eq!(start.elapsed().as_secs(), 60);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_of_headers_ends_with_them_though_nothing_is_read_meanwhile() {
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let requests = Requests::new();
+        let mut io = guarded(ours, &requests);
+        io.read_exact(&mut [0; 3]).await.unwrap();
+        drop(requests.begin());
+        // Longer than headers may take.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let next = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            peer.write_all(b"G").await.unwrap();
+            peer
+        });
+        let mut byte = [0; 1];
+        io.read_exact(&mut byte).await.expect("it may idle");
+        drop(next.await);
     }
 
     /// Counts how often it is woken.

@@ -269,8 +269,12 @@ where
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
             () = graceful => connection.as_mut().graceful_shutdown(),
+            stalled = watch_stalls(&requests, serving) => stalled?,
         }
-        connection.await?;
+        tokio::select! {
+            result = connection.as_mut() => result?,
+            stalled = watch_stalls(&requests, serving) => stalled?,
+        }
     }
     Ok(())
 }
@@ -333,8 +337,8 @@ fn http1_builder(settings: &Server) -> http1::Builder {
         // is kept by `Guarded`.
         .header_read_timeout(settings.idle_timeout)
         .half_close(settings.half_close == HalfClose::Serve)
-        // Of what we write, too: a full buffer is what stops a body from being asked for more. For the
-        // same reason `pipeline_flush` stays off, which lifts this bound.
+        // Of what we write, too, where `guard` does not stop sooner. For the same reason `pipeline_flush`
+        // stays off, which lifts this bound.
         .max_buf_size(settings.max_header_bytes);
     builder
 }
@@ -389,6 +393,10 @@ async fn respond(
     mut in_flight: InFlight,
 ) -> Result<Response<Body>, std::convert::Infallible> {
     request.extensions_mut().insert(about.peer);
+    let small_frames = about.pace.small_frames.clone();
+    if let Some(small_frames) = &small_frames {
+        small_frames.begin();
+    }
     request.extensions_mut().insert(about.pace);
     if let Some(secure) = about.secure {
         request.extensions_mut().insert(secure);
@@ -397,6 +405,8 @@ async fn respond(
     let mut response = router.call(request).await?;
     if response.extensions().get::<Streamed>().is_some() {
         in_flight.streams(is_http1);
+    } else if let Some(small_frames) = small_frames {
+        in_flight.counted_by(small_frames);
     }
     if let Some(alt_svc) = about.alt_svc {
         response.headers_mut().insert(header::ALT_SVC, alt_svc);

@@ -117,7 +117,7 @@ pub(super) struct SmallFrames {
     unread: AtomicU64,
     /// Frames of text that went out.
     frames: AtomicU64,
-    /// Whether anything was sent. Until then an update enlarges the window instead of confirming.
+    /// Whether anything was asked for. Until then an update enlarges the window instead of confirming.
     has_begun: AtomicBool,
 }
 
@@ -145,6 +145,17 @@ impl SmallFrames {
             // A large frame makes up for small ones, as h2 has it.
             Some((charged + SMALL.saturating_sub(len)).saturating_sub(len.saturating_sub(SMALL)))
         });
+    }
+
+    /// Bytes of an answer that is no stream: the peer confirms them with the others. Its frames are large,
+    /// but for the last.
+    pub(super) fn sent_of_document(&self, len: usize) {
+        self.unread.fetch_add(len as u64, Relaxed);
+    }
+
+    /// A request has begun: from now on window updates may confirm what was sent.
+    pub(super) fn begin(&self) {
+        self.has_begun.store(true, Relaxed);
     }
 
     /// The peer gave the connection so many bytes more.
@@ -284,6 +295,21 @@ mod tests {
             None,
             "slow tokens never wait"
         );
+    }
+
+    #[test]
+    fn what_confirms_a_document_makes_no_room_for_small_frames() {
+        let account = SmallFrames::new();
+        account.begin();
+        account.sent_of_document(10 << 20);
+        for _ in 0..160 {
+            account.window_grew(65_536);
+        }
+        let spent = (0..1000).position(|_| {
+            account.sent(16);
+            account.is_spent()
+        });
+        assert!(spent.is_some_and(|frames| frames < 136), "{spent:?}");
     }
 
     #[test]

@@ -185,8 +185,10 @@ const RESERVED: u32 = 0x7fff_ffff;
 /// What a frame costs that asks for nothing; requests and their bodies have bounds of their own.
 fn price(kind: u8, flags: u8, length: u32) -> u64 {
     match kind {
-        // Padding is how a frame with a length carries nothing.
-        DATA => u64::from(length == 0 && flags & END_STREAM == 0 || flags & PADDED != 0),
+        // Padding, of 255 bytes at the most, is how a frame with a length carries nothing.
+        DATA => u64::from(
+            length == 0 && flags & END_STREAM == 0 || flags & PADDED != 0 && length <= 256,
+        ),
         HEADERS | CONTINUATION => 0,
         RST_STREAM => RESET,
         _ => 1,

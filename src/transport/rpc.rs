@@ -138,7 +138,7 @@ async fn begin(
         }
         Method::Cancel(target) => {
             let count = match target {
-                Target::Request(id) => context.gateway.cancel(&id),
+                Target::Request(id, caller) => context.gateway.cancel(&id, &caller),
                 // As with a request that is over: nothing was running.
                 Target::Stream(id, caller) => context
                     .streams

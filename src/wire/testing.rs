@@ -119,6 +119,7 @@ fn stream(choices: usize, steps: Vec<Step>) -> TokenStream {
         .collect();
     let opening = Opening {
         id: RequestId::random(),
+        owner: None,
         accepted_at: 1,
         usage: USAGE,
         deterministic: false,

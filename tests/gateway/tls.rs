@@ -146,7 +146,7 @@ async fn what_is_no_tls_or_never_ends_its_handshake_is_turned_away() {
         .with("handshake_timeout = '200ms'\nmax_handshakes = 1")
         .start()
         .await;
-    // One that says nothing holds the only place, until its time is over.
+    // One that says nothing takes nobody's place, and is sent away when its time is over.
     let silent = TcpStream::connect(gateway.secure()).await.unwrap();
     let mut plain = TcpStream::connect(gateway.secure()).await.unwrap();
     let _ = plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;

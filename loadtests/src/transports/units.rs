@@ -107,15 +107,16 @@ impl Acks {
         let threshold = self
             .threshold
             .map(|packets| format!("quic.ack_threshold={packets}"));
-        let time = |key, value: Option<u32>| value.map(|ms| format!("quic.{key}=\"{ms}ms\""));
-        [
-            threshold,
-            time("ack_delay", self.delay),
-            time("flush_interval", self.flush),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        let flush = self
+            .flush
+            .map(|ms| format!("quic.flush_interval=\"{ms}ms\""));
+        let delay = match self.delay {
+            Some(ms) => Some(format!("quic.ack_delay=\"{ms}ms\"")),
+            // The gateway asks for some unless it is told not to.
+            None if self.threshold.is_some() => Some("quic.ack_delay=\"off\"".to_owned()),
+            None => None,
+        };
+        [threshold, delay, flush].into_iter().flatten().collect()
     }
 
     fn name(self) -> String {
@@ -282,6 +283,11 @@ mod tests {
                 "quic.ack_delay=\"100ms\"",
                 "quic.flush_interval=\"20ms\""
             ]
+        );
+        assert!(
+            Acks::PLAIN
+                .settings()
+                .contains(&"quic.ack_delay=\"off\"".to_owned())
         );
         assert!(Acks::default().settings().is_empty());
     }

@@ -35,6 +35,7 @@ async fn open(
     let watch = Watch::new();
     let opening = Opening {
         id: request.id.clone(),
+        owner: None,
         accepted_at: clock::task_micros(),
         usage: started.usage,
         deterministic: false,
@@ -228,7 +229,9 @@ async fn a_cancel_by_id_reaches_the_reader() {
     let asked = request("scripted?pace=1s", 1);
     let (mut stream, watch) = open(&engine(), &asked, &ledger).await;
     let failure = Failure::new(Kind::Cancelled, "Cancelled.");
-    assert_eq!(watch.cancel(&asked.id, &failure), 1);
+    let stranger = Some("cert:cn:somebody");
+    assert_eq!(watch.cancel(&asked.id, stranger, &failure), 0);
+    assert_eq!(watch.cancel(&asked.id, None, &failure), 1);
     let (_, failure) = text_of(&mut stream).await;
     assert_eq!(failure.map(|f| f.kind), Some(Kind::Cancelled));
     assert_eq!(*ledger.0.lock().unwrap(), [Outcome::ClientGone]);
@@ -277,6 +280,7 @@ async fn a_reader_who_was_away_has_not_waited_for_the_next_token() {
     };
     let opening = Opening {
         id: RequestId::random(),
+        owner: None,
         accepted_at: clock::task_micros(),
         usage: Usage::default(),
         deterministic: false,

@@ -42,7 +42,7 @@ use crate::wire::{self, failure, openai};
 const PROOF: HeaderName = HeaderName::from_static("x-sluice-proof");
 
 /// Set by a proxy that has not seen the end of its client's handshake (RFC 8470, section 5.1).
-const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
+pub(super) const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 
 /// Where a token is bound. That is never done early: who asks must be there.
 pub(super) const BIND: &str = "/v1/bind";

@@ -55,9 +55,6 @@ const SOCKET_BUFFER: usize = 2 << 20;
 /// application's).
 const NO_ERROR: VarInt = VarInt::from_u32(0);
 
-/// `H3_EXCESSIVE_LOAD` (RFC 9114, section 8.1).
-const EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
-
 /// What a client may ask to speak (RFC 7301), with what serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
@@ -314,12 +311,6 @@ async fn connection(
     tokio::select! {
         error = handshaking => Err(error.into()),
         served = served => served,
-        // sluice/1 ends the one stream.
-        () = requests.until_stalled(serving.write_timeout), if protocol == Protocol::Http3 => {
-            let reason = "a stream's reader keeps its window shut";
-            connection.close(EXCESSIVE_LOAD, reason.as_bytes());
-            Err(reason.into())
-        }
     }
 }
 

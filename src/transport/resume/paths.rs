@@ -7,10 +7,12 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use std::sync::Arc;
 
+use super::super::early::EARLY_DATA;
 use super::super::http::{Context, caller, fail, refuse_foreign_pages, streamed};
 use super::super::pace::Pace;
 use super::super::tokens::TokenBody;
 use super::{Asked, Reader, Streams, unknown};
+use crate::auth::Refusal;
 use crate::generation::{Failure, Kind};
 
 /// Tells the id of a stream that can be resumed.
@@ -40,6 +42,10 @@ pub(in crate::transport) async fn follow(
             Kind::MethodNotAllowed,
             "A stream has no head of its own.",
         ));
+    }
+    if request.headers().contains_key(EARLY_DATA) {
+        // A copy of it would take the stream away from its reader (RFC 8470, section 5.1).
+        return fail(&Refusal::TooEarly.failure());
     }
     match try_follow(&context, &id, request) {
         Ok(response) => response,

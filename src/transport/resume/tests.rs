@@ -82,6 +82,7 @@ fn body(accept: &str) -> (TokenBody, Engine) {
     let outcomes = Arc::<Mutex<Vec<Outcome>>>::default();
     let opening = Opening {
         id: RequestId::random(),
+        owner: None,
         accepted_at: 1,
         usage: Usage::default(),
         deterministic: false,

@@ -32,7 +32,8 @@ pub struct Tls {
     /// From a connection's first byte to the end of its handshake.
     #[serde(deserialize_with = "timeout")]
     pub handshake_timeout: Duration,
-    /// Handshakes at once: each costs about a millisecond of a core; more wait.
+    /// Handshakes that compute at once: each takes about a millisecond of a core, which streams may need;
+    /// more wait, within their time.
     pub max_handshakes: NonZeroU32,
 }
 
@@ -64,7 +65,7 @@ impl Default for Tls {
             client_ca: None,
             client_auth: ClientAuth::Optional,
             handshake_timeout: Duration::from_secs(10),
-            max_handshakes: const { NonZeroU32::new(64).unwrap() },
+            max_handshakes: const { NonZeroU32::new(2).unwrap() },
         }
     }
 }

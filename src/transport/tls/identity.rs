@@ -7,9 +7,10 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The identity of a chain that was found good: `cert:` and the leaf's first name, in the order URI
-/// (where SPIFFE puts it), DNS name, e-mail address, subject's common name; else the certificate's
-/// SHA-256. A name outlives the certificate that is renewed, so what a caller owns stays its own.
+/// The identity of a chain that was found good: `cert:` and the leaf's first name with its kind, in the order
+/// `uri` (where SPIFFE puts it), `dns`, `mail`, the subject's common name `cn`; else the certificate's `sha256`.
+/// The kind stands there because an authority may check one and not the other. A name outlives the
+/// certificate that is renewed, so what a caller owns stays its own.
 pub(in crate::transport) fn identity_of(chain: &[CertificateDer<'_>]) -> Option<Arc<str>> {
     let leaf = chain.first()?;
     let name = X509Certificate::from_der(leaf)
@@ -23,22 +24,23 @@ fn name_of(certificate: &X509Certificate<'_>) -> Option<String> {
     let alternatives = certificate.subject_alternative_name().ok().flatten();
     let names = alternatives.map_or(&[][..], |found| &found.value.general_names);
     let rank = |name: &GeneralName<'_>| match name {
-        GeneralName::URI(uri) => Some((0, (*uri).to_owned())),
-        GeneralName::DNSName(dns) => Some((1, (*dns).to_owned())),
-        GeneralName::RFC822Name(mail) => Some((2, (*mail).to_owned())),
+        GeneralName::URI(uri) => Some((0, format!("uri:{uri}"))),
+        GeneralName::DNSName(dns) => Some((1, format!("dns:{dns}"))),
+        GeneralName::RFC822Name(mail) => Some((2, format!("mail:{mail}"))),
         _ => None,
     };
     let best = names.iter().filter_map(rank).min_by_key(|(rank, _)| *rank);
     best.map(|(_, name)| name).or_else(|| {
         let common = certificate.subject().iter_common_name().next()?;
-        common.as_str().ok().map(ToOwned::to_owned)
+        common.as_str().ok().map(|name| format!("cn:{name}"))
     })
 }
 
 fn fingerprint(certificate: &[u8]) -> String {
     use std::fmt::Write;
     let digest = digest::digest(&digest::SHA256, certificate);
-    digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
+    let kind = "sha256:".to_owned();
+    digest.as_ref().iter().fold(kind, |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
@@ -65,19 +67,19 @@ mod tests {
         let uri = SanType::URI("spiffe://example.org/chat".try_into().unwrap());
         let dns = SanType::DnsName("chat.example.org".try_into().unwrap());
         let both = identity(|params| params.subject_alt_names = vec![dns.clone(), uri]);
-        assert_eq!(both, "cert:spiffe://example.org/chat");
+        assert_eq!(both, "cert:uri:spiffe://example.org/chat");
         let one = identity(|params| params.subject_alt_names = vec![dns]);
-        assert_eq!(one, "cert:chat.example.org");
+        assert_eq!(one, "cert:dns:chat.example.org");
         let common = identity(|params| {
             params.distinguished_name.push(DnType::CommonName, "chat");
         });
-        assert_eq!(common, "cert:chat");
+        assert_eq!(common, "cert:cn:chat");
     }
 
     #[test]
     fn a_nameless_certificate_is_its_own_digest() {
         let name = identity(|_| {});
-        assert_eq!(name.len(), "cert:".len() + 64);
+        assert_eq!(name.len(), "cert:sha256:".len() + 64);
         assert_ne!(name, identity(|_| {}));
         assert!(identity_of(&[]).is_none());
     }

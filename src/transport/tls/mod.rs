@@ -1,7 +1,7 @@
 //! TLS (RFC 8446): which certificate is shown, which protocols are offered, who the peer is.
 //!
 //! One certificate and one provider of cryptography serve TCP and QUIC. A handshake costs about a
-//! millisecond of a core, so there are only so many at once, and each has only so much time.
+//! millisecond of a core, so only so many compute at once, and each has only so much time.
 
 mod certificates;
 pub mod config;
@@ -16,12 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{Acceptor, WebPkiClientVerifier};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::certificates::{CertificateError, Certificates, authorities, load, provider};
@@ -158,12 +158,15 @@ impl Tls {
     ) -> io::Result<(TlsStream<TcpStream>, Arc<Session>)> {
         let session = self.session()?;
         let shake = async {
-            let _place = self.handshakes.acquire().await;
-            let acceptor = TlsAcceptor::from(Arc::new(session.apply(&self.tcp)));
-            let accepting = acceptor.accept_with(stream, |connection| {
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            let config = Arc::new(session.apply(&self.tcp));
+            // Only for as long as it computes: whoever says nothing more takes nobody's place.
+            let place = self.handshakes.acquire().await;
+            let shaking = hello.into_stream_with(config, |connection| {
                 connection.set_buffer_limit(Some(CIPHERTEXT_AHEAD));
             });
-            accepting.await
+            drop(place);
+            shaking.await
         };
         let shaken = timeout(self.settings.handshake_timeout, shake).await;
         tell_of_replay(&session, peer);

@@ -131,8 +131,8 @@ pub enum Method {
 
 /// What to cancel.
 pub enum Target {
-    /// The requests with this `x-request-id`.
-    Request(RequestId),
+    /// This caller's requests with this `x-request-id`.
+    Request(RequestId, Caller),
     /// The stream with this id, if this caller may.
     Stream(String, Caller),
 }

@@ -299,12 +299,13 @@ fn work(method: &str, params: &str, head: &Head<'_>) -> Result<Work, Fault> {
                 return Ok(Work::Cancel(Target::Stream(stream, head.caller.clone())));
             }
             let id = given.id.as_deref().and_then(RequestId::parse);
-            Work::Cancel(Target::Request(id.ok_or_else(|| {
+            let id = id.ok_or_else(|| {
                 Failure::invalid(
                     "id",
                     "id must be the x-request-id of a running request; stream, in its place, the id of a stream.",
                 )
-            })?))
+            })?;
+            Work::Cancel(Target::Request(id, head.caller.clone()))
         }
         "resume" => {
             let given = read::object::<ResumeParams>(params)?;

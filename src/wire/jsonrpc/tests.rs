@@ -132,7 +132,9 @@ fn a_cancel_notification_is_carried_out() {
         panic!()
     };
     assert!(item.reply.is_notification());
-    assert!(matches!(&item.work, Ok(Method::Cancel(Target::Request(id))) if id.as_str() == "r1"));
+    assert!(
+        matches!(&item.work, Ok(Method::Cancel(Target::Request(id, _))) if id.as_str() == "r1")
+    );
 }
 
 #[test]
@@ -141,7 +143,7 @@ fn a_cancel_names_a_request_or_a_stream() {
         let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"cancel","params":{params}}}"#);
         let item = parse(body.as_bytes(), &head("")).items.remove(0);
         match item.work {
-            Ok(Method::Cancel(Target::Request(id))) => Ok(format!("request {id}")),
+            Ok(Method::Cancel(Target::Request(id, _))) => Ok(format!("request {id}")),
             Ok(Method::Cancel(Target::Stream(stream, _))) => Ok(format!("stream {stream}")),
             Ok(_) => panic!("another method"),
             Err(fault) => Err(fault.failure().param.clone()),

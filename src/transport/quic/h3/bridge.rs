@@ -11,6 +11,7 @@
 //! ```
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -125,7 +126,7 @@ async fn request(
     shared.tell(request.extensions_mut(), early);
     let answer = answer(
         &mut send,
-        &share,
+        (&share, serving.write_timeout),
         serving.router.clone(),
         request,
         in_flight,
@@ -162,7 +163,7 @@ fn with_body(head: Request<()>, recv: RequestStream<Reader, Bytes>) -> Request<B
 /// Asks the router and writes what it answers.
 async fn answer(
     send: &mut RequestStream<Writer<Bytes>, Bytes>,
-    share: &Share,
+    (share, patience): (&Share, Duration),
     mut router: Router,
     request: Request<Body>,
     in_flight: InFlight,
@@ -185,21 +186,32 @@ async fn answer(
         head.headers_mut()
             .insert(header::CONTENT_LENGTH, length.into());
     }
-    send.send_response(head).await?;
+    in_time(patience, send.send_response(head)).await?;
     while has_body && let Some(frame) = body.frame().await {
         match frame.map_err(Error::from)?.into_data() {
             Ok(data) if data.is_empty() => {}
             // Until quinn has taken this, nothing more is asked of the body.
-            Ok(data) => share.write(send.send_data(data)).await?,
+            Ok(data) => in_time(patience, share.write(send.send_data(data))).await?,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    send.send_trailers(trailers).await?;
+                    in_time(patience, send.send_trailers(trailers)).await?;
                 }
             }
         }
     }
-    send.finish().await?;
+    in_time(patience, send.finish()).await?;
     Ok(())
+}
+
+/// Waits so long for a write, which ends this stream and no other: its reader keeps its window shut.
+async fn in_time<E: Into<Error>>(
+    patience: Duration,
+    write: impl Future<Output = Result<(), E>>,
+) -> Result<(), Error> {
+    match tokio::time::timeout(patience, write).await {
+        Ok(written) => written.map_err(Into::into),
+        Err(_) => Err("the reader keeps its window shut".into()),
+    }
 }
 
 /// Whether a request is malformed by what it says about a connection (RFC 9114, section 4.2).
