@@ -112,6 +112,14 @@ impl Config {
                 found.push((vec![key("ops"), key("listen")], message));
             }
         }
+        if self.server.tls_terminated && self.tls.is_on() {
+            let message = "tokens would be bound to the proxy's connections, which all callers share; \
+                           set tls.self_signed = false and leave tls.cert out";
+            found.push((
+                vec![key("server"), key("tls_terminated")],
+                message.to_owned(),
+            ));
+        }
         for (name, message) in self.tls.conflicts() {
             found.push((vec![key("tls"), key(name)], message));
         }

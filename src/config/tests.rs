@@ -42,6 +42,14 @@ fn flag(assignment: &str) -> Sources {
 }
 
 #[test]
+fn behind_a_proxy_that_ends_tls_there_is_no_tls_listener() {
+    let behind = "[server]\ntls_terminated = true\n";
+    assert!(problems(&sources(behind)).contains("server.tls_terminated"));
+    let without = format!("{behind}[tls]\nself_signed = false");
+    assert!(load(&without).server.tls_terminated);
+}
+
+#[test]
 fn nothing_gives_the_defaults() {
     let config = Config::load(&Sources::default()).unwrap();
     assert_eq!(config, Config::default());

@@ -55,6 +55,9 @@ pub struct Server {
     /// Unsent bytes that the kernel takes for one connection (`TCP_NOTSENT_LOWAT`).
     #[serde(deserialize_with = "bytes::<_, 1, 1_073_741_824>")]
     pub notsent_lowat: usize,
+    /// A proxy before this server ends TLS. Tokens bound to TLS connections then mean nothing, so a TLS
+    /// listener beside it is refused.
+    pub tls_terminated: bool,
     /// Where what outlives the process is kept; absent: `$STATE_DIRECTORY`, else
     /// `$XDG_STATE_HOME/sluicegate`, else `~/.local/state/sluicegate`.
     pub state_dir: Option<PathBuf>,
@@ -79,6 +82,7 @@ impl Default for Server {
             half_close: HalfClose::Cancel,
             nodelay: true,
             notsent_lowat: 16 << 10,
+            tls_terminated: false,
             state_dir: None,
             send_buffer: None,
         }

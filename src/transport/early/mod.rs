@@ -107,6 +107,11 @@ impl Policy {
             Decision::Hold => EarlyRequest::Held,
             Decision::Refuse(refusal) => {
                 self.metrics.transports.auth_refused(refusal.name());
+                tracing::info!(
+                    reason = refusal.name(),
+                    early = was_early,
+                    "a request was refused for its credential or for coming early"
+                );
                 EarlyRequest::Refused
             }
         };
