@@ -75,16 +75,17 @@ impl Shared {
             let connection = &bound.connection;
             let is_early = connection.state() == Handshake::Running;
             let is_signed = bound.sign(&mut request);
+            // Early and signed, it may have been served; without that it was held, and dropped.
+            let silence = if is_early && is_signed && !request.method.is_safe() {
+                Fault::Unanswered
+            } else {
+                Fault::Blocked
+            };
             let sent = tokio::select! {
                 sent = connection.send(to.server, &request) => sent,
                 () = connection.overdue() => {
                     self.forget(&bound).await;
-                    // Early and signed, it may have been served; without that it was held, and dropped.
-                    return Err(if is_early && is_signed && !request.method.is_safe() {
-                        Fault::Unanswered
-                    } else {
-                        Fault::Blocked
-                    });
+                    return Err(silence);
                 }
             };
             match sent {
@@ -102,7 +103,12 @@ impl Shared {
                 Err(Unsent::Leaving) => self.forget(&bound).await,
                 Err(Unsent::Failed(error)) => {
                     if !(is_early && self.is_rejected(&bound).await) {
-                        return Err(error.into());
+                        // The request learns of the end of its connection as soon as `overdue` does.
+                        return Err(if connection.is_silent() {
+                            silence
+                        } else {
+                            error.into()
+                        });
                     }
                     last = error;
                 }

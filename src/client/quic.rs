@@ -314,14 +314,23 @@ impl Connection {
         ended.map_or(Handshake::Lost, |state| *state)
     }
 
-    /// Ends when the handshake has had its time and still runs, and never otherwise.
+    /// Ends when nothing comes back: the handshake has had its time and still runs, or the connection was given up
+    /// for silence before that. Never otherwise.
     pub(super) async fn overdue(&self) {
-        if timeout_at(self.deadline, self.established())
-            .await
-            .is_ok_and(|s| s != Handshake::Lost)
-        {
+        let ended = timeout_at(self.deadline, self.established()).await;
+        if ended.is_ok() && !self.is_silent() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Whether it was given up in its handshake because nothing came back.
+    pub(super) fn is_silent(&self) -> bool {
+        let closed = self.link.quic.close_reason();
+        self.state() == Handshake::Lost
+            && matches!(
+                closed,
+                Some(ConnectionError::TimedOut | ConnectionError::Reset)
+            )
     }
 
     /// The key to prove requests with.
