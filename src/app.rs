@@ -18,7 +18,7 @@ use crate::auth::Gate;
 use crate::config::Config;
 use crate::engine::Plan;
 use crate::gateway::settings::Drain;
-use crate::gateway::{Gateway, Phase};
+use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::route::Registry;
 use crate::telemetry::{Metrics, Scrape, TicketLoad, Upkeep};
@@ -90,9 +90,11 @@ impl App {
         let upkeep = metrics.start_upkeep()?;
         let watch = Watch::new();
         let gateway = Gateway::new(
-            registry.clone(),
-            watch.clone(),
-            metrics.clone(),
+            Parts {
+                registry: registry.clone(),
+                watch: watch.clone(),
+                metrics: metrics.clone(),
+            },
             &config.stream,
             config.deadlines.clone(),
             &config.limits,

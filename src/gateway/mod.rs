@@ -40,11 +40,19 @@ pub enum Phase {
     Over,
 }
 
+/// What a gateway is put together from.
+pub struct Parts {
+    /// Finds the engine of a model.
+    pub registry: Arc<Registry>,
+    /// Keeps deadlines. [`Watch::run`] must be driven for that.
+    pub watch: Arc<Watch>,
+    /// Where requests are counted.
+    pub metrics: Arc<Metrics>,
+}
+
 /// Takes requests, gives streams.
 pub struct Gateway {
-    registry: Arc<Registry>,
-    watch: Arc<Watch>,
-    metrics: Arc<Metrics>,
+    parts: Parts,
     streams: Arc<Semaphore>,
     most_streams: u32,
     deadlines: Deadlines,
@@ -55,22 +63,13 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway over `registry`. [`Watch::run`] must be driven for deadlines to be kept.
+    /// A gateway made of these parts.
     #[must_use]
-    pub fn new(
-        registry: Arc<Registry>,
-        watch: Arc<Watch>,
-        metrics: Arc<Metrics>,
-        stream: &Stream,
-        deadlines: Deadlines,
-        limits: &Limits,
-    ) -> Arc<Self> {
+    pub fn new(parts: Parts, stream: &Stream, deadlines: Deadlines, limits: &Limits) -> Arc<Self> {
         let most_streams = limits.max_streams.get();
         let permits = usize::try_from(most_streams).unwrap_or(usize::MAX);
         Arc::new(Self {
-            registry,
-            watch,
-            metrics,
+            parts,
             streams: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
             most_streams,
             deadlines,
@@ -102,7 +101,7 @@ impl Gateway {
     ) -> Result<TokenStream, Failure> {
         let accepted_at = clock::task_micros();
         let permit = self.admit()?;
-        let engine = self.registry.engine(&request.model)?;
+        let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         let started = within(&request.deadlines, engine.start(&request)).await?;
         if self.phase() == Phase::Over {
@@ -119,15 +118,23 @@ impl Gateway {
             recorder,
             permits: vec![Box::new(permit)],
         };
-        Ok(TokenStream::open(&self.watch, opening, started.sources))
+        Ok(TokenStream::open(
+            &self.parts.watch,
+            opening,
+            started.sources,
+        ))
     }
 
     /// What counts a request that needs no stream. It must be told how the request ended; dropped
     /// untold, it counts a caller who left.
     #[must_use]
     pub fn recorder(&self, model: &str, route: Route, id: &RequestId) -> RequestRecorder {
-        let name = self.registry.configured_name(model).unwrap_or_default();
-        let model = self.metrics.model(name).clone();
+        let name = self
+            .parts
+            .registry
+            .configured_name(model)
+            .unwrap_or_default();
+        let model = self.parts.metrics.model(name).clone();
         RequestRecorder::new(model, route, id.clone(), clock::task_micros())
     }
 
@@ -146,21 +153,28 @@ impl Gateway {
     #[must_use]
     pub fn cancel(&self, id: &RequestId, caller: &Caller) -> usize {
         let failure = Failure::new(Kind::Cancelled, "The request was cancelled by its id.");
-        self.watch.cancel(id, caller.identity.as_deref(), &failure)
+        self.parts
+            .watch
+            .cancel(id, caller.identity.as_deref(), &failure)
     }
 
     /// The models that have been ready, each with its adapters behind it, and with why it cannot be used
     /// now, if so.
     #[must_use]
     pub fn models(&self) -> Vec<(Card, Option<String>)> {
-        self.registry.cards()
+        self.parts.registry.cards()
     }
 
     /// The name under which a request for `model` is served; empty means the default model.
     #[must_use]
     pub fn served_name(&self, model: &str) -> String {
         if model.is_empty() {
-            self.registry.names().next().unwrap_or_default().to_owned()
+            self.parts
+                .registry
+                .names()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         } else {
             model.to_owned()
         }
@@ -191,7 +205,7 @@ impl Gateway {
         if self.is_closed() {
             return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
         }
-        self.registry.engine(model)
+        self.parts.registry.engine(model)
     }
 
     /// Whether a balancer should send work here; if not, why.
@@ -203,7 +217,7 @@ impl Gateway {
         if self.phase() != Phase::Open {
             reasons.push("draining".to_owned());
         }
-        for (model, reason) in self.registry.not_ready() {
+        for (model, reason) in self.parts.registry.not_ready() {
             reasons.push(format!("model {model}: {reason}"));
         }
         if reasons.is_empty() {
@@ -216,7 +230,7 @@ impl Gateway {
     /// Open streams.
     #[must_use]
     pub fn open_streams(&self) -> usize {
-        self.watch.open_streams()
+        self.parts.watch.open_streams()
     }
 
     /// The current phase.
@@ -247,7 +261,7 @@ impl Gateway {
     /// Ends the open streams with an error and lets no more begin; returns how many there were.
     pub fn end_streams(&self) -> usize {
         self.enter(Phase::Over);
-        self.watch.cut_all(&draining())
+        self.parts.watch.cut_all(&draining())
     }
 
     /// Waits up to `timeout` for the open streams to end, then ends the rest with an error; returns

@@ -36,14 +36,14 @@ impl Gateway {
 
     async fn vectors(&self, mut request: EmbedRequest) -> Result<Vectors, Failure> {
         let _permit = self.admit()?;
-        let engine = self.registry.engine(&request.model)?;
+        let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         self.whole(&request.deadlines, engine.embed(&request)).await
     }
 
     async fn scores(&self, mut request: RerankRequest) -> Result<Scores, Failure> {
         let _permit = self.admit()?;
-        let engine = self.registry.engine(&request.model)?;
+        let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         self.whole(&request.deadlines, engine.rerank(&request))
             .await

@@ -12,6 +12,7 @@
 //! * [`Watch`]: deadlines and stalled readers, for streams that nobody polls.
 
 mod burst;
+mod caller;
 pub mod clock;
 mod failure;
 mod outcome;
@@ -24,11 +25,12 @@ mod watch;
 use std::pin::Pin;
 
 pub use burst::{Burst, Event, Scored, TokenLogprob};
+pub use caller::{Caller, Rights, Scopes};
 pub use failure::{Failure, Kind, chain};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
 pub use request::{
-    AdapterRef, Caller, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat,
-    Request, RequestId, Role, Sampling, UseAdapter, Xtc,
+    AdapterRef, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat, Request,
+    RequestId, Role, Sampling, UseAdapter, Xtc,
 };
 pub use stream::{Cancel, Opening, Permit, Source, TokenStream};
 pub use vectors::{EmbedRequest, RerankRequest, Scores, Vectors};

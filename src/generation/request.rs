@@ -1,11 +1,12 @@
 //! One generation as asked for: parsed, bounded, and free of any dialect.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::Caller;
 
 /// `x-request-id`: the caller's own when it is printable ASCII of at most 128 bytes, else ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,16 +42,6 @@ impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Who asks.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Caller {
-    /// The peer's address, where the transport has one.
-    pub address: Option<IpAddr>,
-    /// Who the caller has proved to be. Callers with different identities share no cached prefix;
-    /// those without one share theirs.
-    pub identity: Option<Arc<str>>,
 }
 
 /// How urgent a request is, relative to others that wait for the same model.
@@ -116,6 +107,8 @@ pub struct Request {
     pub adapters: Vec<UseAdapter>,
     /// How urgent it is.
     pub class: Class,
+    /// The caller's share of the engine relative to others'; at least 1.
+    pub weight: u16,
     /// What every choice must match; `None` lets the model say what it likes.
     #[serde(skip)]
     pub constraint: Option<Constraint>,
@@ -139,6 +132,7 @@ impl Request {
             logprobs: None,
             adapters: Vec::new(),
             class: Class::default(),
+            weight: 1,
             constraint: None,
             deadlines: Deadlines::default(),
         }

@@ -288,6 +288,7 @@ pub(super) fn caller(extensions: &Extensions) -> Caller {
         identity: bound
             .and_then(|grant| grant.identity.clone())
             .or_else(|| peer.and_then(|peer| peer.identity.clone())),
+        ..Caller::default()
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn head(accept: &str) -> Head<'_> {
         id: RequestId::parse("r\"1").unwrap(),
         caller: Caller {
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            identity: None,
+            ..Caller::default()
         },
         accept,
         deadlines: Deadlines::default(),

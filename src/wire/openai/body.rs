@@ -226,6 +226,7 @@ fn finish(
             logprobs,
             adapters: fields::adapters(body.lora)?,
             class: fields::class(body.service_tier.as_deref())?,
+            weight: 1,
             constraint,
             deadlines: head.deadlines,
         },
