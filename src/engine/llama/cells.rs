@@ -132,7 +132,7 @@ impl Worker {
         let mut starting: Vec<_> = places
             .into_iter()
             .rev()
-            .filter_map(|(index, id)| Some((id, self.waiting.remove(index as usize)?)))
+            .filter_map(|(index, id)| Some((id, self.waiting.take(index)?)))
             .collect();
         starting.sort_unstable_by_key(|(id, _)| {
             let order = plan.start.iter().position(|start| start.id == *id);
@@ -167,6 +167,9 @@ impl Worker {
         sequence.admitted_us = clock::micros();
         sequence.served_us = sequence.admitted_us;
         sequence.company = self.running();
+        if let Some(place) = &mut sequence.job.place {
+            place.begin();
+        }
         sequence.may_follow = sequence.generated.is_empty() && self.shares();
         let is_parked = sequence.parked.is_some();
         self.slots[id as usize] = Slot::Busy(sequence);
@@ -393,11 +396,7 @@ impl Worker {
         ) = (0, 0, 0);
         self.leave_batch(&sequence);
         sequence.paused_since_us = None;
-        let arrived = sequence.arrived_us;
-        let at = self
-            .waiting
-            .partition_point(|other| other.arrived_us <= arrived);
-        self.waiting.insert(at, sequence);
+        self.stand_in_line(sequence);
     }
 
     /// Counts a sequence out of those that run, after its cells: who sees that it is gone sees them free.

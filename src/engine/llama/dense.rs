@@ -208,9 +208,7 @@ impl Worker {
         self.dense.ids.clear();
         let bytes_per_token = self.bytes_per_token();
         // Who waits gets the lowest ids in this very step, and closes holes by coming.
-        let comes = |sequence: &Sequence| !(sequence.resumed && sequence.job.ring.is_paused());
-        let waiting = self.waiting.iter();
-        let mut coming = waiting.filter(|sequence| comes(sequence)).count();
+        let mut coming = self.coming();
         for slot in &self.slots {
             let state = |sequence: &Sequence| u64::from(sequence.position) * bytes_per_token;
             let id = match slot {

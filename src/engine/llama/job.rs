@@ -1,13 +1,11 @@
-//! One sequence as it is handed to the engine thread, and the places that bound how many there are.
+//! One sequence as it is handed to the engine thread, and what that tells about itself.
 
-use std::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
-};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::adapters::AdapterSet;
+use super::places::Place;
 use super::prefix::{Key, Root};
 use super::sampling::Sampler;
 use crate::engine::Layout;
@@ -66,28 +64,6 @@ pub(super) struct Counters {
     pub(super) sampling_panics: std::sync::atomic::AtomicBool,
 }
 
-/// A place among the accepted sequences, given back when the sequence ends.
-pub(super) struct Place(Arc<Counters>);
-
-impl Place {
-    /// Takes `count` places, all or none, if no more than `limit` are then taken.
-    pub(super) fn take(counters: &Arc<Counters>, count: u32, limit: u32) -> Option<Vec<Self>> {
-        counters
-            .accepted
-            .try_update(AcqRel, Relaxed, |taken| {
-                taken.checked_add(count).filter(|&sum| sum <= limit)
-            })
-            .ok()?;
-        Some((0..count).map(|_| Self(counters.clone())).collect())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.accepted.fetch_sub(1, AcqRel);
-    }
-}
-
 /// One sequence as it is handed to the engine.
 pub(super) struct Job {
     /// The prompt; at least one token, fewer than a sequence's cells.
@@ -108,6 +84,8 @@ pub(super) struct Job {
     pub(super) ring: Arc<Ring>,
     /// Whom the engine's time is charged to.
     pub(super) tenant: u32,
+    /// Its share of the engine relative to others'; at least 1.
+    pub(super) weight: u16,
     pub(super) class: Class,
     /// Whether cached prompt tokens are told: of several choices of one prompt, only the first's are.
     pub(super) tells_cached: bool,

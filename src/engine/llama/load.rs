@@ -23,6 +23,7 @@ use super::job::{Counters, Job};
 use super::layout::Chooser;
 pub use super::load_error::LoadError;
 use super::pages::IdleCells;
+use super::places::Places;
 use super::prefix::{self, DiskLimits, Root, Store};
 use super::sampling::pool::{self, Pool};
 use super::speculate::{self, DraftError, DraftModel, no_draft};
@@ -121,6 +122,11 @@ pub(super) fn load(
         thread: running.join.thread().clone(),
         inbox: running.inbox,
         join: Mutex::new(Some(running.join)),
+        places: Places::new(
+            running.counters.clone(),
+            settings.parallel,
+            settings.waiting,
+        ),
         counters: running.counters,
         stopping: running.stopping,
         abort: running.abort,
@@ -131,7 +137,6 @@ pub(super) fn load(
         pooled: params.unified,
         threads: running.threads,
         shifts: settings.context_shift,
-        places: settings.parallel.saturating_add(settings.waiting),
         ring: u32::try_from(ring).unwrap_or(u32::MAX),
         adapters: Arc::new(adapters),
         shared: Arc::new(Shared {
@@ -313,7 +318,9 @@ fn start(
     let abort = Arc::new(AtomicBool::new(false));
     let cancelled = Arc::new(AtomicBool::new(false));
     let places = settings.parallel.saturating_add(settings.waiting);
-    let (inbox, work) = mpsc::sync_channel(places as usize);
+    // A job for every place that can be taken at one time.
+    let most = Places::most(settings.parallel, settings.waiting);
+    let (inbox, work) = mpsc::sync_channel(most as usize);
     let (ready, started) = mpsc::sync_channel(1);
     let mut eog = vec![false; vocabulary.len()];
     for &token in &vocabulary.eog {
@@ -419,6 +426,7 @@ fn start(
                 eog: eog.into(),
                 cache: Cache::new(store, made.kind),
                 layout: Chooser::new(kv_layout, stays_split),
+                places,
                 park_memory,
                 pause_spill,
                 idle_cells,

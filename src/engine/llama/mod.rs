@@ -19,10 +19,12 @@ mod gguf;
 mod job;
 mod kept;
 mod layout;
+mod line;
 pub mod grammar;
 mod load;
 mod load_error;
 mod pages;
+mod places;
 mod plan;
 mod prefix;
 mod pin;
@@ -37,10 +39,12 @@ mod template;
 mod vectors;
 mod threads;
 mod vocab;
+mod waiting;
 mod weights;
 mod worker;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -51,7 +55,9 @@ use std::time::{Duration, Instant};
 use self::adapters::{AdapterSet, Adapters};
 use self::crew::Threads;
 use self::embed::Embedder;
-use self::job::{Counters, Job, Place};
+use self::job::{Counters, Job};
+use self::places::{Payer, Place, Places};
+use self::plan::TenantId;
 use self::prefix::{Key, Root, chain};
 use self::sampling::{Breakers, Sampler};
 use self::shared::{PIECES_INLINE, Shared, TOKENIZE_INLINE, Use, heavy};
@@ -117,8 +123,8 @@ pub struct LlamaEngine {
     threads: Arc<Threads>,
     /// Whether a full context is shifted where more tokens are asked for.
     shifts: bool,
-    /// Sequences that may be accepted at once: running and waiting.
-    places: u32,
+    /// For sequences accepted at once: running and waiting.
+    places: Places,
     ring: u32,
 }
 
@@ -150,7 +156,8 @@ impl LlamaEngine {
         settings.check().map_err(invalid_sampling)?;
         let adapters = self.adapters.choose(&request.model, &request.adapters)?;
         // Before any work is done for it: a request that finds no place costs nothing.
-        let mut places = self.places(request.choices())?.into_iter();
+        let payer = payer(request);
+        let mut places = self.places(&payer, request.choices())?.into_iter();
         let prompts = self.prompts(&request.inputs).await?;
         let seed = settings
             .seed
@@ -171,8 +178,6 @@ impl LlamaEngine {
             &request.caller,
             &AdapterSet::cache_key_of(adapters.as_ref()),
         );
-        let payer = payer(&request.caller);
-
         let mut jobs = Vec::with_capacity(places.len());
         let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(places.len());
         let mut prompt_tokens = 0u32;
@@ -221,8 +226,9 @@ impl LlamaEngine {
                     logprobs: request.logprobs,
                     adapters: adapters.clone(),
                     ring,
-                    tenant: payer,
-                    class: request.class,
+                    tenant: payer.tenant.0,
+                    weight: payer.weight,
+                    class: payer.class,
                     tells_cached: repeat == 0,
                     accepted,
                     queue_deadline,
@@ -261,11 +267,11 @@ impl LlamaEngine {
     }
 
     /// A place for each choice, or none. Whoever drops them gives them back.
-    fn places(&self, choices: usize) -> Result<Vec<Place>, Failure> {
+    fn places(&self, payer: &Payer, choices: usize) -> Result<Vec<Place>, Failure> {
         let count = u32::try_from(choices).unwrap_or(u32::MAX);
-        if count > self.places {
+        if count > self.places.limit() {
             // Not a matter of load: it would be refused however long the caller waited.
-            let most = self.places;
+            let most = self.places.limit();
             return Err(Failure::invalid(
                 "n",
                 format!(
@@ -273,7 +279,7 @@ impl LlamaEngine {
                 ),
             ));
         }
-        Place::take(&self.counters, count, self.places).ok_or_else(|| {
+        self.places.take(payer, count).ok_or_else(|| {
             Failure::new(
                 Kind::Overloaded,
                 "All sequences of this model are busy and its waiting line is full.",
@@ -368,15 +374,24 @@ impl LlamaEngine {
     }
 }
 
-/// Whom the engine's time is charged to: who the caller is known to be, or else where it calls from.
-fn payer(caller: &Caller) -> u32 {
+/// Whom the engine's time is charged to: who the caller is known to be, or else where it calls from. The
+/// keys of one organization are tenants of their own: what they may use together is a matter of limits.
+fn payer(request: &Request) -> Payer {
+    let caller = &request.caller;
     let mut hasher = DefaultHasher::new();
-    match &caller.identity {
-        Some(identity) => identity.hash(&mut hasher),
-        None => caller.address.hash(&mut hasher),
+    match (&caller.identity, caller.address.map(|it| it.to_canonical())) {
+        (Some(identity), _) => identity.hash(&mut hasher),
+        // A network of one subscriber, who may choose among 2^64 addresses.
+        (None, Some(IpAddr::V6(address))) => (address.to_bits() >> 64).hash(&mut hasher),
+        (None, address) => address.hash(&mut hasher),
     }
     // Two tenants in one number would share their turn: a nuisance to the two, one in four billion.
-    u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX)
+    let tenant = u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX);
+    Payer {
+        tenant: TenantId(tenant),
+        weight: request.weight.max(1),
+        class: request.class,
+    }
 }
 
 fn invalid_sampling(error: OutOfRange) -> Failure {

@@ -20,11 +20,7 @@
 //! It never tokenizes, formats, waits for a reader or takes a lock that a request holds. A sequence
 //! whose ring is full leaves the batch with its cells kept, and returns when its reader has caught up.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,6 +33,7 @@ use super::ffi::{Batch, Context};
 use super::job::{Counters, Job};
 use super::kept::Kept;
 use super::layout::Chooser;
+use super::line::Line;
 use super::pages::{IdleCells, Pages};
 use super::plan::{Limits, Plan, Planner, Rates, Running, Stage, State, TenantId, Waiting};
 use super::prefix::Key;
@@ -45,15 +42,11 @@ use super::sampling::pool::Pool;
 use super::sequence::{GRID, Sequence, count};
 use super::speculate::{Costs, DraftModel, Trials, Wanted};
 use super::vectors::Vectors;
-use crate::generation::{Failure, Kind, clock};
+use crate::generation::clock;
 use crate::telemetry::ModelMetrics;
 
 /// Longest sleep of an idle engine. It is woken by unpark; this only bounds the harm of a lost one.
 const IDLE: Duration = Duration::from_secs(1);
-
-/// Waiting sequences that a plan looks at. More would make a step cost more the longer the line is;
-/// those behind have their turn when these have gone.
-const LOOK_AHEAD: usize = 256;
 
 /// Plans in one step at most: what a plan starts takes part in the calls of the next one.
 const MOST_PLANS: usize = 3;
@@ -76,6 +69,8 @@ pub(super) struct Setup {
     /// Cached prefixes in host memory.
     pub(super) cache: Cache,
     pub(super) layout: Chooser,
+    /// Sequences that may be accepted at once.
+    pub(super) places: u32,
     /// Host memory for parked sequences, in bytes.
     pub(super) park_memory: u64,
     /// How long a paused sequence keeps its cells.
@@ -103,7 +98,7 @@ pub(super) fn run(mut setup: Setup, context: Context, limits: Limits) -> Option<
     let mut worker = Worker {
         batch: Batch::with_capacity(limits.batch as usize),
         slots: (0..limits.ids).map(|_| Slot::Free).collect(),
-        waiting: VecDeque::new(),
+        waiting: Line::default(),
         next_deadline: None,
         planner: Planner::default(),
         plan: Plan::default(),
@@ -187,18 +182,18 @@ pub(super) struct Worker {
     // Dropped first: whatever else takes time to go, readers learn at once that nothing will follow.
     /// Sequences by id.
     pub(super) slots: Vec<Slot>,
-    /// In order of arrival.
-    pub(super) waiting: VecDeque<Box<Sequence>>,
+    /// Sequences in line.
+    pub(super) waiting: Line<Box<Sequence>>,
     pub(super) setup: Setup,
     pub(super) context: Context,
     pub(super) limits: Limits,
     pub(super) batch: Batch,
     /// No sequence in `waiting` has a queue deadline before this.
-    next_deadline: Option<Instant>,
+    pub(super) next_deadline: Option<Instant>,
     pub(super) planner: Planner,
     pub(super) plan: Plan,
     running_view: Vec<Running>,
-    waiting_view: Vec<Waiting>,
+    pub(super) waiting_view: Vec<Waiting>,
     pub(super) rates: Rates,
     /// What decode calls cost by their rows.
     pub(super) costs: Costs,
@@ -237,6 +232,7 @@ impl Worker {
         }
         #[cfg(test)]
         assert!(!self.setup.counters.panics.load(Relaxed), "as asked");
+        self.make_room();
         self.drop_cancelled();
         self.setup.cache.poll();
         self.shift_full();
@@ -280,11 +276,6 @@ impl Worker {
         Step::Next
     }
 
-    /// Whether there is no sequence at all.
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.slots.iter().all(|slot| matches!(slot, Slot::Free))
-    }
-
     fn take_work(&mut self) -> bool {
         loop {
             if self.setup.stopping.load(Relaxed) {
@@ -296,72 +287,6 @@ impl Worker {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
-    }
-
-    /// Puts jobs in line, but for those that were cancelled on the way here: their bell may have been
-    /// heard already, when there was nothing to be found.
-    fn take_jobs(&mut self, jobs: Vec<Job>) {
-        for job in jobs {
-            if job.ring.is_cancelled() {
-                continue;
-            }
-            if let Some((deadline, _)) = job.queue_deadline {
-                let next = self.next_deadline.unwrap_or(deadline);
-                self.next_deadline = Some(next.min(deadline));
-            }
-            let mut sequence = Box::new(Sequence::new(job));
-            self.expect(&mut sequence);
-            self.waiting.push_back(sequence);
-        }
-    }
-
-    /// Frees what nobody waits for any more, and what has waited too long to be admitted. Looks only
-    /// when somebody has cancelled or a deadline has come.
-    fn drop_cancelled(&mut self) {
-        let cancelled = self.setup.cancelled.swap(false, SeqCst);
-        if cancelled {
-            for id in 0..self.slots.len() {
-                if self.slots[id]
-                    .sequence()
-                    .is_some_and(|sequence| sequence.job.ring.is_cancelled())
-                {
-                    self.release(count(id), true);
-                }
-            }
-        }
-        let now = Instant::now();
-        if !cancelled && self.next_deadline.is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        let mut next: Option<Instant> = None;
-        let mut unparked = 0;
-        self.waiting.retain_mut(|sequence| {
-            let parked = sequence.parked.as_ref().map(|(_, state)| state.len());
-            let stays = if sequence.job.ring.is_cancelled() {
-                false
-            } else {
-                // Who has run before has left the line for good.
-                let bound = sequence.job.queue_deadline.filter(|_| !sequence.resumed);
-                match bound {
-                    Some((deadline, bound)) if now >= deadline => {
-                        sequence.job.fail(waited_too_long(bound));
-                        false
-                    }
-                    Some((deadline, _)) => {
-                        next = Some(next.map_or(deadline, |next| next.min(deadline)));
-                        true
-                    }
-                    None => true,
-                }
-            };
-            if !stays && let Some(bytes) = parked {
-                unparked += bytes as u64;
-                self.setup.counters.parked.fetch_sub(1, Relaxed);
-            }
-            stays
-        });
-        self.parked_bytes = self.parked_bytes.saturating_sub(unparked);
-        self.next_deadline = next;
     }
 
     /// Shows the planner where everything stands, and lets it decide.
@@ -419,7 +344,7 @@ impl Worker {
             let view = Running {
                 id,
                 tenant: TenantId(sequence.job.tenant),
-                weight: 1,
+                weight: sequence.job.weight,
                 class: sequence.job.class.max(sequence.lent_class),
                 adapter: AdapterSet::group_of(sequence.job.adapters.as_ref()),
                 stage,
@@ -435,33 +360,6 @@ impl Worker {
                 rows: 1 + u16::try_from(sequence.drafts.len()).unwrap_or(0),
             };
             self.running_view.push(view);
-        }
-    }
-
-    fn view_waiting(&mut self) {
-        self.waiting_view.clear();
-        let line = (0..).zip(&self.waiting).filter(|(_, sequence)| {
-            // Who was set aside for a slow reader comes back in line when the reader has caught up.
-            !(sequence.resumed && sequence.job.ring.is_paused())
-        });
-        for (index, sequence) in line.take(LOOK_AHEAD) {
-            let shared = sequence.expected_shared * GRID;
-            self.waiting_view.push(Waiting {
-                index,
-                tenant: TenantId(sequence.job.tenant),
-                weight: 1,
-                class: sequence.job.class,
-                cells_now: sequence.needs().saturating_sub(shared),
-                cells_full: (sequence.job.most)
-                    .next_multiple_of(GRID)
-                    .saturating_sub(shared),
-                // What was kept then may have gone since.
-                pins: sequence.expected_pins.min(self.pages.idle()) * GRID,
-                prompt: sequence.target().saturating_sub(sequence.expected * GRID),
-                arrived_us: sequence.arrived_us,
-                deadline_us: sequence.job.first_token_due_us,
-                resumed: sequence.resumed,
-            });
         }
     }
 
@@ -507,14 +405,4 @@ impl Worker {
             .prefix_bytes
             .store(self.setup.cache.usage().bytes, Relaxed);
     }
-}
-
-fn waited_too_long(bound: Duration) -> Failure {
-    let bound = humantime::format_duration(bound);
-    Failure::new(
-        Kind::Deadline,
-        format!("The request waited longer than {bound} for a free sequence."),
-    )
-    .with_code("queue_timeout")
-    .with_retry_after(super::RETRY_AFTER)
 }

@@ -137,17 +137,31 @@ enum Want {
     Cells,
 }
 
+fn due(sequence: &Waiting) -> u64 {
+    due_us(
+        sequence.class,
+        sequence.arrived_us,
+        sequence.deadline_us,
+        sequence.resumed,
+    )
+}
+
 /// By when a sequence should start. One that named no deadline has a late one of its own, so that
 /// those of its tenant that did cannot pass it for ever.
-fn due(sequence: &Waiting) -> u64 {
-    let patience_us = match sequence.class {
+pub(in super::super) fn due_us(
+    class: Class,
+    arrived_us: u64,
+    deadline_us: Option<u64>,
+    resumed: bool,
+) -> u64 {
+    let patience_us = match class {
         Class::Interactive => 1_000_000,
         Class::Normal => 10_000_000,
         Class::Background => 60_000_000,
     };
-    let due = sequence.deadline_us.unwrap_or(u64::MAX);
-    let own = if sequence.resumed { 0 } else { patience_us };
-    due.min(sequence.arrived_us.saturating_add(own))
+    let own = if resumed { 0 } else { patience_us };
+    let due = deadline_us.unwrap_or(u64::MAX);
+    due.min(arrived_us.saturating_add(own))
 }
 
 /// Takes the id of a running sequence away, and what the plan had meant for it.

@@ -23,6 +23,8 @@
 mod admit;
 mod calls;
 #[cfg(test)]
+mod fairness;
+#[cfg(test)]
 mod random;
 mod room;
 #[cfg(test)]
@@ -33,6 +35,7 @@ mod tenants;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::admit::due_us;
 use self::room::Room;
 use self::tenants::Tenants;
 pub(super) use crate::generation::Class;
@@ -42,7 +45,7 @@ pub(super) use crate::generation::Class;
 pub(super) const GRID: u32 = 64;
 
 /// Who pays for a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct TenantId(pub(super) u32);
 
 /// What does not change from step to step.
@@ -193,7 +196,7 @@ pub(super) struct State<'a> {
     pub(super) rates: Rates,
     /// Sorted by id.
     pub(super) running: &'a [Running],
-    /// In order of arrival.
+    /// Of each tenant and class those who are due first, in that order: at least one.
     pub(super) waiting: &'a [Waiting],
     /// Pooled: cells that only the prefix cache holds.
     pub(super) idle_cells: u64,

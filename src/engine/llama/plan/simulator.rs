@@ -48,6 +48,7 @@ pub(super) struct Sequence {
     /// Of these, in shared cells.
     pub(super) shared: u32,
     pub(super) cells: u32,
+    pub(super) arrived_us: u64,
     /// In line since.
     pub(super) since_us: u64,
     pub(super) admitted_us: u64,
@@ -82,6 +83,7 @@ impl Sequence {
             done: 0,
             shared: 0,
             cells: 0,
+            arrived_us: at_us,
             since_us: at_us,
             admitted_us: 0,
             served_us: 0,
@@ -128,6 +130,8 @@ pub(super) struct World {
     pub(super) host: usize,
     pub(super) spill_after_us: Option<u64>,
     pub(super) served_us: BTreeMap<TenantId, u64>,
+    /// Rows computed, of prompts and of answers.
+    pub(super) served_tokens: BTreeMap<TenantId, u64>,
     /// Longest time of a step beside streams, measured against the bound.
     pub(super) parks: u32,
     rates: Rates,
@@ -149,6 +153,7 @@ impl World {
             host: usize::MAX,
             spill_after_us: None,
             served_us: BTreeMap::new(),
+            served_tokens: BTreeMap::new(),
             parks: 0,
             rates: Rates::default(),
             map: BTreeMap::from([(Owner::Free, u32::try_from(cells).unwrap())]),
@@ -368,6 +373,7 @@ impl World {
             for row in &plan.decode {
                 let key = self.key(row.id);
                 *self.served_us.entry(row.tenant).or_default() += us / rows * u64::from(row.rows);
+                *self.served_tokens.entry(row.tenant).or_default() += 1;
                 // Rows of drafts are rolled back.
                 self.compute_rows(key, u32::from(row.rows));
                 self.sequences[key].done -= u32::from(row.rows) - 1;
@@ -389,6 +395,7 @@ impl World {
                     let rows = run.to - run.from;
                     *self.served_us.entry(run.tenant).or_default() +=
                         u64::from(rows) * self.prefill_row_us;
+                    *self.served_tokens.entry(run.tenant).or_default() += u64::from(rows);
                     self.compute_rows(key, rows);
                     let s = &mut self.sequences[key];
                     s.missed = 0;

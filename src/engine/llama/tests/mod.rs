@@ -2,6 +2,7 @@
 
 mod dense;
 mod draft_model;
+mod fairness;
 mod prefixes;
 mod pressure;
 mod sampling;

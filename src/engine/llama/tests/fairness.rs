@@ -1,0 +1,88 @@
+//! Tenants in the line of a real engine: who comes in, who goes, who is next.
+
+use super::*;
+use crate::generation::Caller;
+
+fn of(identity: &str) -> Request {
+    Request {
+        caller: Caller {
+            identity: Some(identity.into()),
+            ..Caller::default()
+        },
+        max_tokens: Some(4),
+        ..once()
+    }
+}
+
+fn at(address: &str) -> Payer {
+    let mut request = once();
+    request.caller.address = Some(address.parse().unwrap());
+    payer(&request)
+}
+
+#[test]
+fn keys_are_tenants_whoever_owns_them_and_the_unknown_are_told_apart_by_network() {
+    let mut one = of("key:one");
+    one.caller.organization = Some("owner".into());
+    one.weight = 3;
+    let mut two = of("key:two");
+    two.caller.organization = Some("owner".into());
+    assert_ne!(payer(&one).tenant, payer(&two).tenant);
+    assert_eq!(payer(&one).weight, 3);
+    one.caller.address = Some("192.0.2.1".parse().unwrap());
+    assert_eq!(payer(&one).tenant, payer(&of("key:one")).tenant);
+    assert_ne!(at("192.0.2.1").tenant, at("192.0.2.2").tenant);
+    assert_eq!(at("192.0.2.1").tenant, at("::ffff:192.0.2.1").tenant);
+    assert_eq!(at("2001:db8::1").tenant, at("2001:db8::2").tenant);
+    assert_ne!(at("2001:db8::1").tenant, at("2001:db8:0:1::1").tenant);
+}
+
+#[tokio::test]
+async fn a_flood_that_fills_the_line_neither_shuts_others_out_nor_goes_before_them() {
+    let engine = engine(|settings| {
+        settings.parallel = 1;
+        settings.waiting = 4;
+        settings.park_memory = bytesize::ByteSize(0);
+    });
+    let mut endless = of("flood");
+    endless.max_tokens = None;
+    let running = engine.start(&endless).await.unwrap();
+    until(|| engine.gauges().load.paused == 1).await;
+    let mut flood = Vec::new();
+    for _ in 0..4 {
+        flood.push(engine.start(&of("flood")).await.unwrap());
+    }
+    let refused = refusal(&engine, &of("flood")).await;
+    assert_eq!(refused.code, Some("queue_full"));
+
+    let mut endless = of("other");
+    endless.max_tokens = None;
+    let mut other = engine.start(&endless).await.unwrap();
+    let mut newest = flood.pop().unwrap();
+    let gone = end_of(newest.sources.remove(0)).await.unwrap_err();
+    assert_eq!(
+        (gone.kind, gone.code),
+        (Kind::Overloaded, Some("queue_full"))
+    );
+    assert!(gone.retry_after.is_some());
+    assert_eq!(engine.gauges().load.waiting, 4);
+
+    // Who runs leaves; then the other is next, and keeps the one sequence for as long as it likes.
+    drop(running);
+    let mut text = Burst::new();
+    std::future::poll_fn(|cx| other.sources[0].poll_fill(cx, &mut text)).await;
+    let mut nothing = Burst::new();
+    let mut noop = std::task::Context::from_waker(std::task::Waker::noop());
+    for behind in &mut flood {
+        assert!(
+            behind.sources[0]
+                .poll_fill(&mut noop, &mut nothing)
+                .is_pending()
+        );
+    }
+    drop(other);
+    for mut behind in flood {
+        end_of(behind.sources.remove(0)).await.unwrap();
+    }
+    engine.stop().await;
+}

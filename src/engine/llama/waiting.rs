@@ -1,0 +1,176 @@
+//! The engine thread's side of the waiting line: who comes in, who is shown to the planner, who goes.
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::{Duration, Instant};
+
+use super::job::Job;
+use super::line::Spot;
+use super::plan::{TenantId, Waiting, due_us};
+use super::sequence::{GRID, Sequence, count};
+use super::worker::{Slot, Worker};
+use crate::generation::{Failure, Kind};
+
+impl Worker {
+    /// Puts jobs in line, but for those that were cancelled on the way here: their bell may have been
+    /// heard already, when there was nothing to be found.
+    pub(super) fn take_jobs(&mut self, jobs: Vec<Job>) {
+        for job in jobs {
+            if job.ring.is_cancelled() {
+                continue;
+            }
+            if let Some((deadline, _)) = job.queue_deadline {
+                let next = self.next_deadline.unwrap_or(deadline);
+                self.next_deadline = Some(next.min(deadline));
+            }
+            let mut sequence = Box::new(Sequence::new(job));
+            self.expect(&mut sequence);
+            self.stand_in_line(sequence);
+        }
+    }
+
+    /// Puts a sequence in line, by its tenant, class and urgency.
+    pub(super) fn stand_in_line(&mut self, sequence: Box<Sequence>) {
+        let job = &sequence.job;
+        let spot = Spot {
+            tenant: TenantId(job.tenant),
+            class: job.class,
+            due_us: due_us(
+                job.class,
+                sequence.arrived_us,
+                job.first_token_due_us,
+                sequence.resumed,
+            ),
+            arrived_us: sequence.arrived_us,
+        };
+        self.waiting.push(spot, sequence);
+    }
+
+    /// Sends the newest of the largest tenant away for each that came in although all places were taken.
+    pub(super) fn make_room(&mut self) {
+        let places = self.setup.places;
+        while self.setup.counters.accepted.load(Relaxed) > places {
+            let largest = self.waiting.take_newest_of_largest(
+                |sequence| sequence.job.weight,
+                |sequence| !sequence.resumed && sequence.parked.is_none(),
+            );
+            let Some(mut sequence) = largest else { return };
+            sequence.job.fail(
+                Failure::new(
+                    Kind::Overloaded,
+                    "The waiting line is full, and this caller had the most in it when others came.",
+                )
+                .with_code("queue_full")
+                .with_retry_after(super::RETRY_AFTER),
+            );
+        }
+    }
+
+    /// Frees what nobody waits for any more, and what has waited too long to be admitted. Looks only
+    /// when somebody has cancelled or a deadline has come.
+    pub(super) fn drop_cancelled(&mut self) {
+        let cancelled = self.setup.cancelled.swap(false, SeqCst);
+        if cancelled {
+            for id in 0..self.slots.len() {
+                if self.slots[id]
+                    .sequence()
+                    .is_some_and(|sequence| sequence.job.ring.is_cancelled())
+                {
+                    self.release(count(id), true);
+                }
+            }
+        }
+        let now = Instant::now();
+        if !cancelled && self.next_deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        let mut next: Option<Instant> = None;
+        let mut unparked = 0;
+        self.waiting.retain(|sequence| {
+            let parked = sequence.parked.as_ref().map(|(_, state)| state.len());
+            let stays = if sequence.job.ring.is_cancelled() {
+                false
+            } else {
+                // Who has run before has left the line for good.
+                let bound = sequence.job.queue_deadline.filter(|_| !sequence.resumed);
+                match bound {
+                    Some((deadline, bound)) if now >= deadline => {
+                        sequence.job.fail(waited_too_long(bound));
+                        false
+                    }
+                    Some((deadline, _)) => {
+                        next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                        true
+                    }
+                    None => true,
+                }
+            };
+            if !stays && let Some(bytes) = parked {
+                unparked += bytes as u64;
+                self.setup.counters.parked.fetch_sub(1, Relaxed);
+            }
+            stays
+        });
+        self.parked_bytes = self.parked_bytes.saturating_sub(unparked);
+        self.next_deadline = next;
+    }
+
+    /// Describes the heads of the line to the planner.
+    pub(super) fn view_waiting(&mut self) {
+        let Self {
+            waiting,
+            waiting_view: view,
+            pages,
+            ..
+        } = self;
+        view.clear();
+        let idle = pages.idle();
+        let describe = |index, sequence: &Box<Sequence>| {
+            let shared = sequence.expected_shared * GRID;
+            view.push(Waiting {
+                index,
+                tenant: TenantId(sequence.job.tenant),
+                weight: sequence.job.weight,
+                class: sequence.job.class,
+                cells_now: sequence.needs().saturating_sub(shared),
+                cells_full: (sequence.job.most)
+                    .next_multiple_of(GRID)
+                    .saturating_sub(shared),
+                // What was kept then may have gone since.
+                pins: sequence.expected_pins.min(idle) * GRID,
+                prompt: sequence.target().saturating_sub(sequence.expected * GRID),
+                arrived_us: sequence.arrived_us,
+                deadline_us: sequence.job.first_token_due_us,
+                resumed: sequence.resumed,
+            });
+        };
+        waiting.show(|sequence| sequence.is_in_line(), describe);
+    }
+
+    /// How many would start if there were ids.
+    pub(super) fn coming(&self) -> usize {
+        let waiting = self.waiting.iter();
+        waiting.filter(|sequence| sequence.is_in_line()).count()
+    }
+
+    /// Whether there is no sequence at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.slots.iter().all(|slot| matches!(slot, Slot::Free))
+    }
+}
+
+impl Sequence {
+    /// Who was set aside for a slow reader comes back in line when the reader has caught up.
+    fn is_in_line(&self) -> bool {
+        !(self.resumed && self.job.ring.is_paused())
+    }
+}
+
+fn waited_too_long(bound: Duration) -> Failure {
+    let bound = humantime::format_duration(bound);
+    Failure::new(
+        Kind::Deadline,
+        format!("The request waited longer than {bound} for a free sequence."),
+    )
+    .with_code("queue_timeout")
+    .with_retry_after(super::RETRY_AFTER)
+}
