@@ -11,6 +11,7 @@
 pub mod binding;
 pub mod config;
 pub mod early;
+pub mod files;
 pub mod fuzz;
 pub mod gate;
 pub mod replay;
