@@ -3,6 +3,7 @@
 //! The files are looked at instead of watched: that sees every way of replacing them (rename, symbolic
 //! links that move, bind mounts, network file systems), and half a second is soon enough.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +20,7 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(20);
 
 /// Files that belong together, and how they were at the last look.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Files {
     paths: Vec<PathBuf>,
     seen: Vec<Stamp>,
@@ -91,8 +92,17 @@ impl Files {
 /// # Errors
 /// It cannot be read, is larger, or is no UTF-8; in words that name the file and hold nothing of it.
 pub fn read(path: &Path, most: usize) -> Result<Zeroizing<String>, String> {
-    let shown = path.display();
-    let wrong = |error: &dyn std::fmt::Display| format!("cannot read {shown}: {error}");
+    let bytes = read_bytes(path, most)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| unreadable(path, &"it is not UTF-8"))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Reads a file of at most `most` bytes.
+///
+/// # Errors
+/// It cannot be read or is larger; in words that name the file and hold nothing of it.
+pub fn read_bytes(path: &Path, most: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+    let wrong = |error: &dyn fmt::Display| unreadable(path, error);
     let file = File::open(path).map_err(|error| wrong(&error))?;
     let length = file.metadata().map_err(|error| wrong(&error))?.len();
     let too_large = || wrong(&format_args!("it is larger than {most} bytes"));
@@ -108,8 +118,11 @@ pub fn read(path: &Path, most: usize) -> Result<Zeroizing<String>, String> {
     if taken.map_err(|error| wrong(&error))? > most {
         return Err(too_large());
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| wrong(&"it is not UTF-8"))?;
-    Ok(Zeroizing::new(text.to_owned()))
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, error: &dyn fmt::Display) -> String {
+    format!("cannot read {}: {error}", path.display())
 }
 
 /// How the file is; an error if it changed too lately to say.

@@ -14,6 +14,7 @@ pub mod early;
 pub mod files;
 pub mod fuzz;
 pub mod gate;
+pub mod jwt;
 pub mod replay;
 pub mod session;
 pub mod tickets;

@@ -25,7 +25,7 @@ const VERSION: u8 = 1;
 
 /// Longest identity and scope, in bytes, and most scopes. They bound a token to about 1,800
 /// characters, well within one header.
-const MAX_IDENTITY: usize = 256;
+pub(super) const MAX_IDENTITY: usize = 256;
 const MAX_SCOPE: usize = 64;
 const MAX_SCOPES: usize = 16;
 const MAX_TEXT: usize = 2048;

@@ -26,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::certificates::{CertificateError, Certificates, authorities, load, provider};
 use self::config::{ClientAuth, Source};
-use self::watch::Watched;
+use crate::auth::files::Files;
 use crate::auth::{Gate, Session};
 use crate::telemetry::{Handshake, Metrics};
 
@@ -59,6 +59,8 @@ pub enum TlsError {
 /// What every TLS connection of the process shares.
 pub struct Tls {
     certificates: Arc<Certificates>,
+    /// Those of the certificate, if it comes from files.
+    files: Option<Files>,
     tcp: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
     handshakes: Semaphore,
@@ -82,9 +84,12 @@ impl Tls {
         let Some(source) = settings.source() else {
             return Ok(None);
         };
-        let loaded = match source {
-            Source::Files { cert, key } => load(cert, key)?,
-            Source::SelfSigned => self_signed::certificate(state).map_err(TlsError::SelfSigned)?,
+        let (files, loaded) = match source {
+            Source::Files { cert, key } => (Some(Files::new([cert, key])), load(cert, key)?),
+            Source::SelfSigned => {
+                let made = self_signed::certificate(state);
+                (None, made.map_err(TlsError::SelfSigned)?)
+            }
         };
         if let Some(metrics) = &metrics {
             metrics.transports.certificate_until(loaded.expires);
@@ -98,6 +103,7 @@ impl Tls {
         tcp.alpn_protocols = TCP_PROTOCOLS.map(<[u8]>::to_vec).to_vec();
         Ok(Some(Arc::new(Self {
             certificates,
+            files,
             tcp: Arc::new(tcp),
             verifier,
             handshakes: Semaphore::new(
@@ -127,10 +133,16 @@ impl Tls {
 
     /// Follows the certificate's files for as long as it is polled; ends at once where there are none.
     pub async fn follow(self: Arc<Self>) {
-        if let Some(Source::Files { cert, key }) = self.settings.source() {
-            let watched = Watched::new(cert, key);
-            watch::follow(watched, self.certificates.clone(), self.metrics.clone()).await;
-        }
+        let Some(files) = self.files.clone() else {
+            return;
+        };
+        let renew = move || match self.settings.source() {
+            Some(Source::Files { cert, key }) => {
+                watch::renew(cert, key, &self.certificates, self.metrics.as_deref())
+            }
+            Some(Source::SelfSigned) | None => Ok(()),
+        };
+        files.follow(renew).await;
     }
 
     /// How long a handshake may take.
