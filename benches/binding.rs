@@ -11,6 +11,7 @@ use sluicegate::auth::config::Auth;
 use sluicegate::auth::replay::{Replay, Scope};
 use sluicegate::auth::token::Tokens;
 use sluicegate::auth::{Arrival, Gate, Key, Session, Signed};
+use sluicegate::generation::Caller;
 
 const TODAY: u64 = 1_700_000_000;
 const BODY: &[u8] =
@@ -77,8 +78,11 @@ fn whole(c: &mut Criterion) {
     };
     let Ok(session) = gate.session() else { return };
     session.log("CLIENT_EARLY_TRAFFIC_SECRET", &[1; 32], &[7; 32]);
-    let scopes = || vec![Arc::from("chat")];
-    let Ok((token, _)) = gate.bind(&session, Some("alice".into()), scopes(), TODAY) else {
+    let caller = Caller {
+        identity: Some("alice".into()),
+        ..Caller::default()
+    };
+    let Ok((token, _)) = gate.bind(&session, &caller, TODAY) else {
         return;
     };
     let request = request("4be1ba3a76c54b1a", &token);
@@ -99,12 +103,12 @@ fn whole(c: &mut Criterion) {
         b.iter_batched(|| (), |()| session.apply(&base), BatchSize::SmallInput);
     });
     group.bench_function("token_mint", |b| {
-        b.iter(|| gate.bind(&session, Some("alice".into()), scopes(), TODAY));
+        b.iter(|| gate.bind(&session, &caller, TODAY));
     });
     group.bench_function("token_open", |b| {
         let tokens = Tokens::new(Duration::from_hours(1), TODAY).ok();
         let minted = tokens.as_ref().and_then(|tokens| {
-            let minted = tokens.mint(Some("alice".into()), scopes(), session.lineage(), TODAY);
+            let minted = tokens.mint(&caller, session.lineage(), TODAY);
             Some((tokens, minted.ok()?.0))
         });
         let Some((tokens, token)) = minted else {

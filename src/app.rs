@@ -14,7 +14,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::auth::Gate;
+use crate::auth::files::Files;
+use crate::auth::{Callers, Gate};
 use crate::config::Config;
 use crate::engine::Plan;
 use crate::gateway::settings::Drain;
@@ -89,11 +90,22 @@ impl App {
         let metrics = Arc::new(Metrics::new(registry.names())?);
         let upkeep = metrics.start_upkeep()?;
         let watch = Watch::new();
+        // Before its first reading, so that no change is missed.
+        let key_file = config
+            .auth
+            .keys_file
+            .as_ref()
+            .map(|path| Files::new([path]));
+        let callers = Callers::new(&config.auth).map_err(|wrong| {
+            let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!(texts.join("\n"))
+        })?;
         let gateway = Gateway::new(
             Parts {
                 registry: registry.clone(),
                 watch: watch.clone(),
                 metrics: metrics.clone(),
+                callers: Arc::new(callers),
             },
             &config.stream,
             config.deadlines.clone(),
@@ -138,7 +150,7 @@ impl App {
             plain: &config.ops.listen,
             secure: None,
         };
-        let ops = Endpoint::open(&listen, &config, None, |_| {
+        let ops = Endpoint::open(&listen, &config, None, |config| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
             let (open, control) = (gateway.clone(), registry.clone());
             let kept = streams.clone();
@@ -154,9 +166,14 @@ impl App {
                     log_lines_dropped(),
                 )
             };
-            let paths = http::ops_router(gateway, render);
-            (paths.merge(ops::router(control)), OPS_CONNECTIONS)
+            let paths = http::ops_router(gateway.clone(), render);
+            let mut paths = paths.merge(ops::router(control));
+            if config.ops.requires_key() {
+                paths = ops::guarded(paths, gateway);
+            }
+            (paths, OPS_CONNECTIONS)
         })?;
+        let following = gateway.clone().follow_callers(key_file);
 
         let (done, loaded) = watch::channel(None);
         let keeping = tokio::spawn({
@@ -168,7 +185,9 @@ impl App {
             }
         });
         Ok(Self {
-            watching: tokio::spawn(async move { watch.run().await }),
+            watching: tokio::spawn(async move {
+                tokio::join!(watch.run(), following);
+            }),
             keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,

@@ -1,14 +1,25 @@
-//! `[auth]`: token binding and the memory of early data.
+//! `[auth]`: who is believed, token binding and the memory of early data.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use super::keys::KeyEntry;
+
 /// `[auth]`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
+    /// Keys, beside those of `keys_file`.
+    pub keys: Vec<KeyEntry>,
+    /// A file of keys, `[[keys]]`, which is followed as it changes.
+    pub keys_file: Option<PathBuf>,
+    /// What becomes of the streams of a key that is removed, replaced or expires.
+    pub on_removed: OnRemoved,
+    /// Whether requests without a credential are served: beside keys, or for everybody at a public address.
+    pub allow_anonymous: bool,
     /// TLS tickets known at once, live and spent; 0 resumes nobody.
     #[serde(deserialize_with = "count")]
     pub max_tickets: usize,
@@ -34,6 +45,10 @@ pub struct Auth {
 impl Default for Auth {
     fn default() -> Self {
         Self {
+            keys: Vec::new(),
+            keys_file: None,
+            on_removed: OnRemoved::End,
+            allow_anonymous: false,
             max_tickets: 65_536,
             ticket_lifetime: Duration::from_hours(1),
             lineage_lifetime: Duration::from_hours(24),
@@ -43,6 +58,25 @@ impl Default for Auth {
             require_proof: true,
         }
     }
+}
+
+impl Auth {
+    /// Whether callers are asked who they are.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        !self.keys.is_empty() || self.keys_file.is_some()
+    }
+}
+
+/// `auth.on_removed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRemoved {
+    /// They end at their next token, with an error that says why.
+    #[default]
+    End,
+    /// They run on; whoever they are for may not resume them.
+    Finish,
 }
 
 /// Entries that still fit into memory.

@@ -11,6 +11,7 @@ use super::config::Auth;
 use super::early::Decision;
 use super::gate::{Arrival, Gate};
 use super::session::Session;
+use crate::generation::Caller;
 
 const CONNECTIONS: usize = 3;
 const TODAY: u64 = 1_700_000_000;
@@ -100,7 +101,7 @@ fn connection(gate: &Gate) -> Option<(Arc<Session>, String)> {
     let session = gate.session().ok()?;
     let random = session.lineage().0.repeat(2);
     session.log("CLIENT_EARLY_TRAFFIC_SECRET", &random, &[7; 32]);
-    let (token, _) = gate.bind(&session, None, Vec::new(), TODAY).ok()?;
+    let (token, _) = gate.bind(&session, &Caller::default(), TODAY).ok()?;
     Some((session, token))
 }
 

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use super::NoRandomness;
 use super::binding::{Lineage, Proof, Signed};
 use super::config::Auth;
-use super::early::{self, Ask, Credential, Decision, Facts, ProofState};
+use super::early::{self, Ask, Credential, Decision, Facts, ProofState, Refusal};
 use super::replay::{Replay, Scope};
 use super::session::Session;
 use super::tickets::{Limits, Tickets};
 use super::token::{Grant, MintError, OpenError, PREFIX, Tokens};
+use crate::generation::Caller;
 
 /// How much longer than a ticket an id is remembered: rustls accepts early data from clients whose
 /// clock runs up to a minute differently.
@@ -98,19 +99,38 @@ impl Gate {
         self.replay.len()
     }
 
-    /// Seals a token that is good on the lineage of this connection. The caller has made sure who
-    /// asks, and that the handshake has ended.
+    /// Seals a token that is good on the lineage of this connection. Who calls this has made sure who
+    /// `caller` is, and that the handshake has ended.
     ///
     /// # Errors
-    /// If the identity or scopes are too long, or the system gives no random bytes.
+    /// If the names are too long, or the system gives no random bytes.
     pub fn bind(
         &self,
         session: &Session,
-        identity: Option<Arc<str>>,
-        scopes: Vec<Arc<str>>,
+        caller: &Caller,
         today: u64,
     ) -> Result<(String, Grant), MintError> {
-        self.tokens.mint(identity, scopes, session.lineage(), today)
+        self.tokens.mint(caller, session.lineage(), today)
+    }
+
+    /// What a bound token says, if it holds on this connection now.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn open(
+        &self,
+        token: &str,
+        session: Option<&Session>,
+        today: u64,
+    ) -> Result<Grant, Refusal> {
+        match self.tokens.open(token, today) {
+            Err(OpenError::Unknown) => Err(Refusal::TokenUnknown),
+            Err(OpenError::Expired) => Err(Refusal::TokenExpired),
+            Ok(grant) => match session {
+                Some(session) if session.lineage() == grant.lineage => Ok(grant),
+                _ => Err(Refusal::TokenForeign),
+            },
+        }
     }
 
     /// Judges a request whose body is complete. `request.id` is the caller's own id, empty if it sent
@@ -137,7 +157,7 @@ impl Gate {
         };
         let known = grant
             .as_ref()
-            .map_or(identity, |grant| grant.identity.as_deref());
+            .map_or(identity, |grant| grant.caller.identity.as_deref());
         let decision = early::judge(&facts, |ask| {
             let scope = match (known, arrival.session) {
                 (Some(identity), _) => Scope::Identity(identity),
@@ -157,15 +177,11 @@ impl Gate {
         if !token.starts_with(PREFIX) {
             return (Credential::Unbound, None);
         }
-        match self.tokens.open(token, arrival.today) {
-            Err(OpenError::Unknown) => (Credential::Unknown, None),
-            Err(OpenError::Expired) => (Credential::Expired, None),
-            Ok(grant) => match arrival.session {
-                Some(session) if session.lineage() == grant.lineage => {
-                    (Credential::Bound, Some(grant))
-                }
-                _ => (Credential::Foreign, None),
-            },
+        match self.open(token, arrival.session, arrival.today) {
+            Ok(grant) => (Credential::Bound, Some(grant)),
+            Err(Refusal::TokenExpired) => (Credential::Expired, None),
+            Err(Refusal::TokenForeign) => (Credential::Foreign, None),
+            Err(_) => (Credential::Unknown, None),
         }
     }
 }

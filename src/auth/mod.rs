@@ -9,18 +9,21 @@
 //! one function, and [`gate`] asks it. Nothing here knows sockets.
 
 pub mod binding;
+pub mod callers;
 pub mod config;
 pub mod early;
 pub mod files;
 pub mod fuzz;
 pub mod gate;
 pub mod jwt;
+pub mod keys;
 pub mod replay;
 pub mod session;
 pub mod tickets;
 pub mod token;
 
 pub use self::binding::{Key, Lineage, Message, Proof, Signed};
+pub use self::callers::{Callers, Shown};
 pub use self::early::{Decision, Refusal};
 pub use self::gate::{Arrival, Gate, Verdict};
 pub use self::session::{ConnectionSecrets, Session};

@@ -16,27 +16,23 @@ use zeroize::Zeroizing;
 
 use super::binding::Lineage;
 use super::{NoRandomness, random};
+use crate::generation::{Caller, Rights, Scopes};
 
 /// How a bound token begins; no other credential may.
 pub const PREFIX: &str = "sgb1.";
 
 /// First byte of the content.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
-/// Longest identity and scope, in bytes, and most scopes. They bound a token to about 1,800
-/// characters, well within one header.
-pub(super) const MAX_IDENTITY: usize = 256;
-const MAX_SCOPE: usize = 64;
-const MAX_SCOPES: usize = 16;
-const MAX_TEXT: usize = 2048;
+/// Longest name of whatever kind, in bytes, and longest token, in characters: well within one header.
+const MAX_NAME: usize = 256;
+const MAX_TEXT: usize = 4096;
 
 /// What a token says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Who the caller proved to be; `None` is anybody.
-    pub identity: Option<Arc<str>>,
-    /// What the caller may do.
-    pub scopes: Vec<Arc<str>>,
+    /// Who the caller proved to be, and what they may do. The address is whoever's shows the token.
+    pub caller: Caller,
     /// Seconds since 1970 at which it ends.
     pub expires: u64,
     /// The TLS lineage on which it is good.
@@ -47,7 +43,7 @@ pub struct Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     /// The content exceeds the bounds above.
-    #[error("the caller's name or scopes are too long for a token")]
+    #[error("the caller's names or models are too long for a token")]
     TooLong,
     /// No nonce or key.
     #[error(transparent)]
@@ -95,21 +91,24 @@ impl Tokens {
         })
     }
 
-    /// Seals a token that is good for one lifetime from `now` on; gives it and its content.
+    /// Seals a token that is good for one lifetime from `now` on, or as long as the caller's own credential;
+    /// gives it and its content.
     ///
     /// # Errors
     /// If the content is too long, or the system gives no random bytes.
     pub fn mint(
         &self,
-        identity: Option<Arc<str>>,
-        scopes: Vec<Arc<str>>,
+        caller: &Caller,
         lineage: Lineage,
         now: u64,
     ) -> Result<(String, Grant), MintError> {
+        let end = now.saturating_add(self.lifetime);
         let grant = Grant {
-            identity,
-            scopes,
-            expires: now.saturating_add(self.lifetime),
+            caller: Caller {
+                address: None,
+                ..caller.clone()
+            },
+            expires: caller.until.map_or(end, |until| until.min(end)),
             lineage,
         };
         let nonce = random()?;
@@ -186,7 +185,8 @@ fn seal(key: &LessSafeKey, nonce: [u8; NONCE_LEN], grant: &Grant) -> Option<Stri
         &mut content,
     );
     let sealed = [&nonce[..], &content, tag.ok()?.as_ref()].concat();
-    Some(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(sealed)))
+    let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(sealed));
+    (text.len() <= MAX_TEXT).then_some(text)
 }
 
 fn unseal(key: &LessSafeKey, sealed: &[u8]) -> Option<Grant> {
@@ -197,33 +197,50 @@ fn unseal(key: &LessSafeKey, sealed: &[u8]) -> Option<Grant> {
     decode(content.ok()?)
 }
 
-/// Version, lineage, expiry, identity with its length in two bytes (absent: 0xffff), number of scopes, each
-/// with its length in one byte. Integers are big-endian.
+/// Version, lineage, expiry, stamp, the end of the credential (none: 0), identity, organization and class,
+/// number of scopes and they, number of models (all: 0xffff) and they. A name is its length in two bytes and
+/// itself (absent: 0xffff). Integers are big-endian.
 fn encode(grant: &Grant) -> Option<Vec<u8>> {
+    let caller = &grant.caller;
     let mut out = vec![VERSION];
     out.extend_from_slice(&grant.lineage.0);
     out.extend_from_slice(&grant.expires.to_be_bytes());
-    match &grant.identity {
-        None => out.extend_from_slice(&u16::MAX.to_be_bytes()),
-        Some(identity) if identity.len() <= MAX_IDENTITY => {
-            let length = u16::try_from(identity.len()).ok()?;
-            out.extend_from_slice(&length.to_be_bytes());
-            out.extend_from_slice(identity.as_bytes());
-        }
-        Some(_) => return None,
+    out.extend_from_slice(&caller.stamp.to_be_bytes());
+    out.extend_from_slice(&caller.until.unwrap_or_default().to_be_bytes());
+    for text in [&caller.identity, &caller.organization, &caller.class] {
+        name(&mut out, text.as_deref())?;
     }
-    if grant.scopes.len() > MAX_SCOPES {
-        return None;
+    out.push(u8::try_from(caller.rights.scopes.names().count()).ok()?);
+    for scope in caller.rights.scopes.names() {
+        name(&mut out, Some(scope))?;
     }
-    out.push(u8::try_from(grant.scopes.len()).ok()?);
-    for scope in &grant.scopes {
-        if scope.len() > MAX_SCOPE {
-            return None;
-        }
-        out.push(u8::try_from(scope.len()).ok()?);
-        out.extend_from_slice(scope.as_bytes());
+    let models = caller.rights.models.as_ref();
+    let count = models.map_or(Some(NONE), |models| {
+        let count = u16::try_from(models.len()).ok()?;
+        (count < NONE).then_some(count)
+    });
+    out.extend_from_slice(&count?.to_be_bytes());
+    for model in models.into_iter().flat_map(|models| models.iter()) {
+        name(&mut out, Some(model))?;
     }
     Some(out)
+}
+
+/// In the place of a length or a number: there is no such thing.
+const NONE: u16 = u16::MAX;
+
+fn name(out: &mut Vec<u8>, text: Option<&str>) -> Option<()> {
+    let Some(text) = text else {
+        out.extend_from_slice(&NONE.to_be_bytes());
+        return Some(());
+    };
+    let length = u16::try_from(text.len()).ok()?;
+    if text.len() > MAX_NAME {
+        return None;
+    }
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
+    Some(())
 }
 
 fn decode(mut bytes: &[u8]) -> Option<Grant> {
@@ -233,19 +250,34 @@ fn decode(mut bytes: &[u8]) -> Option<Grant> {
     }
     let lineage = Lineage(array(rest)?);
     let expires = u64::from_be_bytes(array(rest)?);
-    let identity = match u16::from_be_bytes(array(rest)?) {
-        u16::MAX => None,
-        length => Some(text(rest, usize::from(length))?),
-    };
+    let stamp = u64::from_be_bytes(array(rest)?);
+    let until = u64::from_be_bytes(array(rest)?);
+    let [identity, organization, class] = [text(rest)?, text(rest)?, text(rest)?];
     let [count] = array(rest)?;
-    let mut scopes = Vec::new();
+    let mut scopes = Scopes::NONE;
     for _ in 0..count {
-        let [length] = array(rest)?;
-        scopes.push(text(rest, usize::from(length))?);
+        scopes = scopes.with(Scopes::parse(&text(rest)??)?);
     }
+    let models = match u16::from_be_bytes(array(rest)?) {
+        NONE => None,
+        count => {
+            let mut models = Vec::<Box<str>>::new();
+            for _ in 0..count {
+                models.push((*text(rest)??).into());
+            }
+            Some(models.into())
+        }
+    };
     rest.is_empty().then_some(Grant {
-        identity,
-        scopes,
+        caller: Caller {
+            address: None,
+            identity,
+            organization,
+            class,
+            rights: Rights { scopes, models },
+            until: (until > 0).then_some(until),
+            stamp,
+        },
         expires,
         lineage,
     })
@@ -257,10 +289,19 @@ fn array<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     Some(*bytes)
 }
 
-fn text(rest: &mut &[u8], length: usize) -> Option<Arc<str>> {
+/// A name that may be absent.
+#[expect(
+    clippy::option_option,
+    reason = "one says whether the bytes hold a name, the other whether there is one"
+)]
+fn text(rest: &mut &[u8]) -> Option<Option<Arc<str>>> {
+    let length = match u16::from_be_bytes(array(rest)?) {
+        NONE => return Some(None),
+        length => usize::from(length),
+    };
     let (bytes, after) = rest.split_at_checked(length)?;
     *rest = after;
-    Some(std::str::from_utf8(bytes).ok()?.into())
+    Some(Some(std::str::from_utf8(bytes).ok()?.into()))
 }
 
 #[cfg(test)]
@@ -272,10 +313,25 @@ mod tests {
     const LIFETIME: Duration = Duration::from_secs(1000);
     const NOW: u64 = 1_700_000_000;
 
+    fn someone(name: &str) -> Caller {
+        Caller {
+            identity: Some(name.into()),
+            ..Caller::default()
+        }
+    }
+
     fn grant() -> Grant {
         Grant {
-            identity: Some("alice".into()),
-            scopes: vec!["chat".into(), "embed".into()],
+            caller: Caller {
+                organization: Some("acme".into()),
+                rights: Rights {
+                    scopes: Scopes::GENERATE.with(Scopes::EMBED),
+                    models: Some(["demo".into()].into()),
+                },
+                until: Some(1_900_000_000),
+                stamp: 5,
+                ..someone("alice")
+            },
             expires: 1_800_000_000,
             lineage: Lineage([7; 16]),
         }
@@ -286,18 +342,18 @@ mod tests {
     }
 
     fn mint(tokens: &Tokens, now: u64) -> String {
-        let minted = tokens.mint(Some("alice".into()), Vec::new(), Lineage([7; 16]), now);
+        let minted = tokens.mint(&someone("alice"), Lineage([7; 16]), now);
         minted.unwrap().0
     }
 
     // The expected text was computed with another implementation.
     #[test]
-    fn the_token_of_version_1_is_known() {
+    fn the_token_of_version_2_is_known() {
         let key = key(&[3; 32]).unwrap();
         let text = seal(&key, [9; NONCE_LEN], &grant()).unwrap();
         assert_eq!(
             text,
-            "sgb1.CQkJCQkJCQkJCQkJ6CqwOcfJwFCyqr-jL6Z8QRuBP2BCr-UjNPWvXZR9IElEkOXtouEGhxqj7k--Aml2KiLlyPqTXlGrpNTl"
+            "sgb1.CQkJCQkJCQkJCQkJ6yqwOcfJwFCyqr-jL6Z8QRuBP2BCr-UjNPWqPPgUQyxDlIaFw-Q8UXfBjkpwl0x_mZRkNo6S3W485YgsZricp4GI3yKPLLk58d_ikTc0IGJn9AiY0cn0b1amIhY7x-eDEJI"
         );
         let sealed = URL_SAFE_NO_PAD.decode(&text[PREFIX.len()..]).unwrap();
         assert_eq!(unseal(&key, &sealed), Some(grant()));
@@ -306,12 +362,30 @@ mod tests {
     #[test]
     fn a_token_says_what_it_was_minted_for_until_it_expires() {
         let tokens = tokens();
-        let scopes = vec!["chat".into()];
-        let minted = tokens.mint(None, scopes, Lineage([1; 16]), NOW);
+        let caller = Caller {
+            address: Some([127, 0, 0, 1].into()),
+            ..Caller::default()
+        };
+        let minted = tokens.mint(&caller, Lineage([1; 16]), NOW);
         let (text, grant) = minted.unwrap();
-        assert_eq!((grant.identity.as_ref(), grant.expires), (None, NOW + 1000));
+        assert_eq!(
+            (&grant.caller, grant.expires),
+            (&Caller::default(), NOW + 1000)
+        );
         assert_eq!(tokens.open(&text, NOW + 999), Ok(grant));
         assert_eq!(tokens.open(&text, NOW + 1000), Err(OpenError::Expired));
+    }
+
+    #[test]
+    fn a_token_ends_with_the_credential_that_it_was_made_from() {
+        let tokens = tokens();
+        let caller = Caller {
+            until: Some(NOW + 10),
+            ..someone("alice")
+        };
+        let (text, grant) = tokens.mint(&caller, Lineage([1; 16]), NOW).unwrap();
+        assert_eq!((grant.expires, grant.caller), (NOW + 10, caller));
+        assert_eq!(tokens.open(&text, NOW + 10), Err(OpenError::Expired));
     }
 
     #[test]
@@ -344,15 +418,21 @@ mod tests {
 
     #[test]
     fn content_beyond_the_bounds_is_not_sealed() {
-        let long = |length: usize| -> Arc<str> { "x".repeat(length).into() };
-        let mint = |identity, scopes| tokens().mint(Some(identity), scopes, Lineage([1; 16]), NOW);
-        let (text, _) = mint(long(256), vec![long(64); 16]).unwrap();
+        let long = |length: usize| "x".repeat(length);
+        let mint = |identity: usize, models: usize| {
+            let models: Vec<Box<str>> = vec![long(200).into(); models];
+            let caller = Caller {
+                rights: Rights {
+                    models: Some(models.into()),
+                    ..Rights::default()
+                },
+                ..someone(&long(identity))
+            };
+            tokens().mint(&caller, Lineage([1; 16]), NOW)
+        };
+        let (text, _) = mint(256, 12).unwrap();
         assert!(text.len() <= MAX_TEXT, "{}", text.len());
-        for too_long in [
-            mint(long(257), vec![]),
-            mint(long(1), vec![long(65)]),
-            mint(long(1), vec![long(1); 17]),
-        ] {
+        for too_long in [mint(257, 0), mint(1, 15)] {
             assert_eq!(too_long.unwrap_err(), MintError::TooLong);
         }
     }
@@ -388,13 +468,33 @@ mod tests {
     proptest! {
         #[test]
         fn any_grant_survives_the_encoding(
-            identity in proptest::option::of("\\PC{0,60}"),
-            scopes in proptest::collection::vec("[a-z:.]{0,64}", 0..16),
-            expires: u64, lineage: [u8; 16],
+            names: [Option<String>; 3],
+            scopes in proptest::sample::subsequence(
+                vec![Scopes::GENERATE, Scopes::EMBED, Scopes::OPS_READ, Scopes::OPS_WRITE],
+                0..=4,
+            ),
+            models in proptest::option::of(proptest::collection::vec("[a-z:.]{0,64}", 0..16)),
+            expires: u64, stamp: u64, until in proptest::option::of(1_u64..), lineage: [u8; 16],
         ) {
+            let names = names.map(|name| name.map(|name| {
+                Arc::from(name.chars().take(60).collect::<String>())
+            }));
+            let [identity, organization, class] = names;
+            let models = models.map(|models| {
+                let models: Vec<Box<str>> = models.into_iter().map(Into::into).collect();
+                models.into()
+            });
+            let scopes = scopes.into_iter().fold(Scopes::NONE, Scopes::with);
             let grant = Grant {
-                identity: identity.map(Into::into),
-                scopes: scopes.into_iter().map(Into::into).collect(),
+                caller: Caller {
+                    address: None,
+                    identity,
+                    organization,
+                    class,
+                    rights: Rights { scopes, models },
+                    until,
+                    stamp,
+                },
                 expires,
                 lineage: Lineage(lineage),
             };

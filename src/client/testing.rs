@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::{Options, Transport};
 use crate::auth::config::Auth;
 use crate::auth::{Arrival, Gate, Session, Signed, Verdict};
+use crate::generation::Caller;
 use crate::wire::sluice::ALPN;
 use crate::wire::sluice::frames::{Decoder, Frame, Reasons};
 use crate::wire::sluice::head::{Headers, RequestHead, ResponseHead};
@@ -199,7 +200,7 @@ impl Asked {
     pub(super) async fn bind(self) {
         assert_eq!((&*self.head.method, &*self.head.path), ("POST", "/v1/bind"));
         assert!(!self.is_early);
-        let made = self.gate.bind(&self.session, None, Vec::new(), TODAY);
+        let made = self.gate.bind(&self.session, &Caller::default(), TODAY);
         let (token, grant) = made.unwrap();
         let expires = grant.expires;
         let json = format!(r#"{{"token":"{token}","expires_at":{expires}}}"#);

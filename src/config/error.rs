@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::auth::keys::PREFIX;
+
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -67,10 +69,21 @@ impl fmt::Display for Problem {
         match origin {
             None => f.write_str(message),
             Some(Origin::File { path, line, text }) => {
+                let text = masked(text);
                 write!(f, "{path}:{line}: {message}\n    {line} | {text}")
             }
             Some(Origin::Environment(name)) => write!(f, "environment {name}: {message}"),
-            Some(Origin::Flag(flag)) => write!(f, "{flag}: {message}"),
+            Some(Origin::Flag(flag)) => write!(f, "{}: {message}", masked(flag)),
         }
     }
+}
+
+/// What somebody wrote, without the keys that they put in the wrong place: it ends up in logs.
+fn masked(text: &str) -> String {
+    let mut parts = text.split(PREFIX);
+    let first = parts.next().unwrap_or_default().to_owned();
+    let of_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    parts.fold(first, |shown, part| {
+        shown + PREFIX + ".." + part.trim_start_matches(of_key)
+    })
 }

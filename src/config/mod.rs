@@ -5,6 +5,7 @@
 //! one accepts the other does. Nothing here is defaulted in silence: a key that no section knows is
 //! an error, and every error says where the value was written.
 
+mod callers;
 mod error;
 mod keys;
 mod read;
@@ -45,7 +46,7 @@ pub struct Config {
     pub tls: Tls,
     /// The operator's listener.
     pub ops: Ops,
-    /// Token binding and early data.
+    /// Who is believed, token binding and early data.
     pub auth: Auth,
     /// QUIC beside the TLS listener.
     pub quic: Quic,
@@ -126,6 +127,7 @@ impl Config {
         if let Some((name, message)) = self.quic.conflict() {
             found.push((vec![key("quic"), key(name)], message));
         }
+        found.extend(callers::conflicts(self));
         let mut names = HashSet::new();
         for (index, model) in self.models.iter().enumerate() {
             let at = |name| vec![key("models"), Step::Index(index), key(name)];

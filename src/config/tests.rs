@@ -49,6 +49,100 @@ fn behind_a_proxy_that_ends_tls_there_is_no_tls_listener() {
     assert!(load(&without).server.tls_terminated);
 }
 
+const KEY: &str = "[[auth.keys]]\nid = 'a'\nhash = \
+    'sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'\n";
+
+#[test]
+fn where_others_can_come_somebody_is_asked_or_it_is_said_that_nobody_is() {
+    let public = "[server]\nlisten = '0.0.0.0:8080'\n";
+    let text = problems(&sources(public));
+    assert!(
+        text.contains("server.listen: 0.0.0.0:8080 is not loopback"),
+        "{text}"
+    );
+    assert!(
+        text.contains("sluicegate key") && text.contains("auth.allow_anonymous"),
+        "{text}"
+    );
+    load(&format!("{public}{KEY}"));
+    load(&format!("{public}[auth]\nallow_anonymous = true"));
+    load("[server]\nlisten = ['127.0.0.1:8080', '[::1]:8080']");
+}
+
+#[test]
+fn a_tls_listener_that_wants_certificates_has_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = (cert.display(), key.display());
+    let public = format!("[tls]\nlisten = '0.0.0.0:8443'\ncert = '{cert}'\nkey = '{key}'\n");
+    let text = problems(&sources(&public));
+    assert!(
+        text.contains("tls.listen: 0.0.0.0:8443 is not loopback"),
+        "{text}"
+    );
+    load(&format!(
+        "{public}client_ca = '{cert}'\nclient_auth = 'required'"
+    ));
+    let optional = problems(&sources(&format!("{public}client_ca = '{cert}'")));
+    assert!(optional.contains("tls.listen"), "{optional}");
+}
+
+#[test]
+fn operators_show_a_key_wherever_others_can_come() {
+    let public = "[ops]\nlisten = '0.0.0.0:8081'\n[auth]\nallow_anonymous = true\n";
+    let text = problems(&sources(public));
+    assert!(
+        text.contains("ops.listen: 0.0.0.0:8081 is not loopback"),
+        "{text}"
+    );
+    load(&format!("{public}{KEY}"));
+    let text = problems(&flag("ops.require_key=true"));
+    assert!(text.contains("ops.require_key: there is no key"), "{text}");
+}
+
+#[test]
+fn a_key_that_cannot_be_used_is_told_with_its_place() {
+    let twice = problems(&sources(&format!("{KEY}{KEY}")));
+    assert!(
+        twice.contains("test.toml:5: auth.keys[1].id: there are two keys a"),
+        "{twice}"
+    );
+    assert!(
+        twice.contains("test.toml:6: auth.keys[1].hash: the key a has the same"),
+        "{twice}"
+    );
+    let scope = problems(&sources(&format!("{KEY}scopes = ['admin']")));
+    assert!(
+        scope.contains("test.toml:4: auth.keys[0].scopes: "),
+        "{scope}"
+    );
+    assert!(scope.contains("there is no scope \"admin\""), "{scope}");
+    let none = problems(&sources("[auth]\nkeys_file = '/no/such/file'"));
+    assert!(
+        none.contains("test.toml:2: auth.keys_file: cannot read /no/such/file"),
+        "{none}"
+    );
+}
+
+#[test]
+fn a_key_in_the_place_of_its_hash_is_not_repeated() {
+    let key = "sgk_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ";
+    let text = problems(&sources(&format!(
+        "[[auth.keys]]\nid = 'a'\nhash = '{key}'"
+    )));
+    assert!(text.contains("auth.keys[0].hash: this is a key"), "{text}");
+    assert!(!text.contains(key), "{text}");
+    let set = format!("auth.keys=[{{id='a', hash='{key}'}}]");
+    let text = problems(&flag(&set));
+    assert!(
+        text.contains("this is a key") && !text.contains(key),
+        "{text}"
+    );
+}
+
 #[test]
 fn nothing_gives_the_defaults() {
     let config = Config::load(&Sources::default()).unwrap();

@@ -3,6 +3,7 @@
 //! The gateway knows no HTTP, no dialect and no model file. Every transport calls the same few
 //! functions, in the order in which they stand here.
 
+mod callers;
 pub mod settings;
 mod vectors;
 
@@ -14,9 +15,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use self::settings::{Deadlines, Limits, Stream};
+use crate::auth::Callers;
 use crate::engine::{Card, Engine, TokenizeOptions};
 use crate::generation::{
-    self, Caller, Failure, Input, Kind, Opening, Request, RequestId, TokenStream, Watch, clock,
+    self, Caller, Failure, Input, Kind, Opening, Request, RequestId, Scopes, TokenStream, Watch,
+    clock,
 };
 use crate::route::Registry;
 use crate::telemetry::{Metrics, RequestRecorder, Route};
@@ -48,6 +51,8 @@ pub struct Parts {
     pub watch: Arc<Watch>,
     /// Where requests are counted.
     pub metrics: Arc<Metrics>,
+    /// Who is believed.
+    pub callers: Arc<Callers>,
 }
 
 /// Takes requests, gives streams.
@@ -100,7 +105,7 @@ impl Gateway {
         recorder: Arc<RequestRecorder>,
     ) -> Result<TokenStream, Failure> {
         let accepted_at = clock::task_micros();
-        let permit = self.admit()?;
+        let permit = self.admit(&request.caller, Scopes::GENERATE, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         let started = within(&request.deadlines, engine.start(&request)).await?;
@@ -109,7 +114,7 @@ impl Gateway {
         }
         let opening = Opening {
             id: request.id,
-            owner: request.caller.identity,
+            owner: request.caller.identity.clone(),
             accepted_at,
             usage: started.usage,
             deterministic: engine.card().deterministic,
@@ -118,11 +123,12 @@ impl Gateway {
             recorder,
             permits: vec![Box::new(permit)],
         };
-        Ok(TokenStream::open(
-            &self.parts.watch,
-            opening,
-            started.sources,
-        ))
+        let stream = TokenStream::open(&self.parts.watch, opening, started.sources);
+        // Whoever lost their key while it was prepared is not among those whose streams were ended.
+        if let Some(ended) = self.ended(&request.caller) {
+            stream.cut(ended);
+        }
+        Ok(stream)
     }
 
     /// What counts a request that needs no stream. It must be told how the request ended; dropped
@@ -138,10 +144,17 @@ impl Gateway {
         RequestRecorder::new(model, route, id.clone(), clock::task_micros())
     }
 
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+    /// A place for a stream, for a caller who may have it.
+    fn admit(
+        &self,
+        caller: &Caller,
+        scope: Scopes,
+        model: &str,
+    ) -> Result<OwnedSemaphorePermit, Failure> {
         if self.is_closed() {
             return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
         }
+        self.permit(caller, scope, model)?;
         self.streams.clone().try_acquire_owned().map_err(|_| {
             Failure::new(Kind::Overloaded, "All streams of this server are taken.")
                 .with_code("too_many_streams")
@@ -158,11 +171,13 @@ impl Gateway {
             .cancel(id, caller.identity.as_deref(), &failure)
     }
 
-    /// The models that have been ready, each with its adapters behind it, and with why it cannot be used
-    /// now, if so.
+    /// The models that have been ready and that the caller may use, each with its adapters behind it, and
+    /// with why it cannot be used now, if so.
     #[must_use]
-    pub fn models(&self) -> Vec<(Card, Option<String>)> {
-        self.parts.registry.cards()
+    pub fn models(&self, caller: &Caller) -> Vec<(Card, Option<String>)> {
+        let mut cards = self.parts.registry.cards();
+        cards.retain(|(card, _)| self.may_use(caller, &card.name));
+        cards
     }
 
     /// The name under which a request for `model` is served; empty means the default model.
@@ -186,25 +201,32 @@ impl Gateway {
     /// As [`Gateway::generate`], but for what concerns streams.
     pub async fn tokenize(
         &self,
+        caller: &Caller,
         model: &str,
         input: &Input,
         options: TokenizeOptions,
     ) -> Result<Vec<u32>, Failure> {
-        self.engine(model)?.tokenize(input, options).await
+        self.engine(caller, model)?.tokenize(input, options).await
     }
 
     /// The bytes of each token.
     ///
     /// # Errors
     /// `Invalid` for an id outside the vocabulary, and as [`Gateway::tokenize`].
-    pub async fn pieces(&self, model: &str, tokens: &[u32]) -> Result<Vec<Vec<u8>>, Failure> {
-        self.engine(model)?.pieces(tokens).await
+    pub async fn pieces(
+        &self,
+        caller: &Caller,
+        model: &str,
+        tokens: &[u32],
+    ) -> Result<Vec<Vec<u8>>, Failure> {
+        self.engine(caller, model)?.pieces(tokens).await
     }
 
-    fn engine(&self, model: &str) -> Result<Arc<dyn Engine>, Failure> {
+    fn engine(&self, caller: &Caller, model: &str) -> Result<Arc<dyn Engine>, Failure> {
         if self.is_closed() {
             return Err(draining().with_retry_after(DRAIN_RETRY_AFTER));
         }
+        self.permit(caller, Scopes::GENERATE, model)?;
         self.parts.registry.engine(model)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Gateway, draining};
 use crate::generation::{
-    Deadlines, EmbedRequest, Failure, Kind, RerankRequest, Scores, Usage, Vectors,
+    Deadlines, EmbedRequest, Failure, Kind, RerankRequest, Scopes, Scores, Usage, Vectors,
 };
 use crate::telemetry::{RequestRecorder, Route};
 
@@ -35,14 +35,14 @@ impl Gateway {
     }
 
     async fn vectors(&self, mut request: EmbedRequest) -> Result<Vectors, Failure> {
-        let _permit = self.admit()?;
+        let _permit = self.admit(&request.caller, Scopes::EMBED, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         self.whole(&request.deadlines, engine.embed(&request)).await
     }
 
     async fn scores(&self, mut request: RerankRequest) -> Result<Scores, Failure> {
-        let _permit = self.admit()?;
+        let _permit = self.admit(&request.caller, Scopes::EMBED, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         self.whole(&request.deadlines, engine.rerank(&request))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// Who asks. The default is nobody in particular, where nobody is asked who they are.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
     /// The peer's address, where the transport has one.
     pub address: Option<IpAddr>,
@@ -20,6 +20,12 @@ pub struct Caller {
     /// What the caller may do. Decided before a request comes to an engine, and not told to it.
     #[serde(skip)]
     pub rights: Rights,
+    /// When what the caller has shown ends to be believed, in seconds since 1970.
+    #[serde(skip)]
+    pub until: Option<u64>,
+    /// Another one for another secret of the same identity: whoever had the old one has nothing.
+    #[serde(skip)]
+    pub stamp: u64,
 }
 
 /// What a caller may do. The default is everything, as where nobody is asked who they are.

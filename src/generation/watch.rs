@@ -66,6 +66,12 @@ impl Watch {
         })
     }
 
+    /// Ends every open stream of each owner for whom there is a verdict; returns how many there were. It is
+    /// asked under a lock, once a stream.
+    pub fn cut_owners(&self, verdict: impl Fn(&str) -> Option<Failure>) -> usize {
+        self.cut_where(|shared| verdict(shared.owner.as_deref()?))
+    }
+
     /// Ends every open stream with this failure; returns how many there were.
     pub fn cut_all(&self, failure: &Failure) -> usize {
         self.cut_where(|_| Some(failure.clone()))

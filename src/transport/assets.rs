@@ -45,6 +45,11 @@ const ASSETS: &[Asset] = &[
     asset!("/icon.svg", "icon.svg", "image/svg+xml"),
 ];
 
+/// Whether a path is one of the page's.
+pub(super) fn is_asset(path: &str) -> bool {
+    ASSETS.iter().any(|asset| asset.path == path)
+}
+
 /// The page's paths.
 pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     ASSETS.iter().fold(Router::new(), |router, asset| {

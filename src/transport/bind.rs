@@ -25,6 +25,10 @@ pub(super) struct Asker {
 }
 
 impl Asker {
+    pub(super) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     pub(super) fn of(extensions: &Extensions) -> Self {
         Self {
             secure: extensions.get().cloned(),
@@ -78,13 +82,13 @@ pub(super) fn bind(context: &Context, asker: Asker) -> Result<BytesMut, Failure>
         );
     }
     let gate = context.early.gate();
-    let identity = asker.caller.identity;
+    let caller = context.gateway.to_be_bound(&asker.caller);
     let (token, grant) = gate
-        .bind(session, identity, Vec::new(), clock::unix_seconds())
+        .bind(session, &caller, clock::unix_seconds())
         .map_err(|error| match error {
             MintError::TooLong => Failure::new(
                 Kind::Forbidden,
-                "The caller's name is too long for a token.",
+                "The caller's names and models are too long for a token.",
             )
             .with_code("name_too_long"),
             error @ MintError::Random(_) => Failure::internal(error),

@@ -106,13 +106,25 @@ pub struct Ops {
     /// Where to listen: one address or a list; never empty.
     #[serde(deserialize_with = "addresses")]
     pub listen: Vec<SocketAddr>,
+    /// Whether a key is asked for on loopback, too: `ops:read` to look, `ops:write` to change. Elsewhere it
+    /// always is.
+    pub require_key: bool,
 }
 
 impl Default for Ops {
     fn default() -> Self {
         Self {
             listen: vec![loopback(8081)],
+            require_key: false,
         }
+    }
+}
+
+impl Ops {
+    /// Whether a key is asked for: it is to be, or others than this machine may come.
+    #[must_use]
+    pub fn requires_key(&self) -> bool {
+        self.require_key || self.listen.iter().any(|at| !at.ip().is_loopback())
     }
 }
 

@@ -23,7 +23,6 @@ use super::pace::Pace;
 use super::resume::{self, Streams};
 use super::tokens::{First, Streamed, TokenBody};
 use super::{assets, bind, early, plain, rpc, vectors};
-use crate::auth::token::Grant;
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
 use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
@@ -278,18 +277,17 @@ pub(super) async fn read_counted<T>(
     }
 }
 
-/// Who asks: whoever the bound token was made for, else whoever is at the other end of the connection. The
-/// one place where a credential becomes a caller.
+/// Who asks, as [`early::judge`] has found out. On paths where nobody is asked, whoever is at the other end of
+/// the connection.
 pub(super) fn caller(extensions: &Extensions) -> Caller {
-    let peer = extensions.get::<Peer>();
-    let bound = extensions.get::<Arc<Grant>>();
-    Caller {
-        address: peer.map(|peer| peer.address.ip()),
-        identity: bound
-            .and_then(|grant| grant.identity.clone())
-            .or_else(|| peer.and_then(|peer| peer.identity.clone())),
-        ..Caller::default()
-    }
+    extensions.get().cloned().unwrap_or_else(|| {
+        let peer = extensions.get::<Peer>();
+        Caller {
+            address: peer.map(|peer| peer.address.ip()),
+            identity: peer.and_then(|peer| peer.identity.clone()),
+            ..Caller::default()
+        }
+    })
 }
 
 pub(super) async fn read_body(
@@ -440,10 +438,7 @@ pub(super) fn refused(refusal: wire::Refusal, bytes: Bytes, failure: &Failure) -
         "x-should-retry",
         HeaderValue::from_static(if retry { "true" } else { "false" }),
     );
-    if failure.kind == Kind::Unauthorized {
-        // RFC 9110, section 15.5.2, wants one with every 401.
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    challenge(failure, headers);
     if let Some(after) = failure.retry_after {
         // Whole seconds, rounded up (RFC 9110, section 10.2.3), and what OpenAI's SDKs read first.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
@@ -452,6 +447,21 @@ pub(super) fn refused(refusal: wire::Refusal, bytes: Bytes, failure: &Failure) -
         headers.insert("retry-after-ms", HeaderValue::from(millis));
     }
     response
+}
+
+/// Says how to be let in: RFC 9110, section 15.5.2, wants that with every 401, and RFC 6750, section 3, has
+/// the words.
+pub(super) fn challenge(failure: &Failure, headers: &mut HeaderMap) {
+    let challenge = match (failure.kind, failure.code) {
+        (Kind::Unauthorized, Some("missing_api_key")) => "Bearer",
+        (Kind::Unauthorized, _) => "Bearer error=\"invalid_token\"",
+        (Kind::Forbidden, Some("insufficient_scope")) => "Bearer error=\"insufficient_scope\"",
+        _ => return,
+    };
+    headers.insert(
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static(challenge),
+    );
 }
 
 #[cfg(test)]

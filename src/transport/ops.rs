@@ -1,19 +1,24 @@
-//! The operator's API over HTTP: paths to calls of `control`.
+//! The operator's API over HTTP: paths to calls of `control`, and who may take them.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
 use serde::Serialize;
 
+use super::early::credential;
 use super::http::{document, fail, refuse_foreign_pages};
+use super::listen::Peer;
+use crate::auth::Shown;
 use crate::control::{adapters, engines};
 use crate::engine::config;
-use crate::generation::Failure;
+use crate::gateway::Gateway;
+use crate::generation::{Failure, Scopes, clock};
 use crate::route::Registry;
 use crate::wire;
 
@@ -30,6 +35,46 @@ pub fn router(registry: Arc<Registry>) -> Router {
         .route(ADAPTER, delete(remove_adapter))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(registry)
+}
+
+/// Asks for a key in front of all of the operator's paths but the probes.
+pub fn guarded(router: Router, gateway: Arc<Gateway>) -> Router {
+    router.layer(middleware::from_fn_with_state(gateway, ask_for_key))
+}
+
+async fn ask_for_key(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if matches!(request.uri().path(), "/healthz" | "/readyz") {
+        return next.run(request).await;
+    }
+    match may(&gateway, &request) {
+        Ok(()) => next.run(request).await,
+        Err(failure) => fail(&failure),
+    }
+}
+
+fn may(gateway: &Gateway, request: &Request) -> Result<(), Failure> {
+    let credential = credential(request.headers());
+    if !credential.is_clear {
+        gateway.refuse_two_credentials()?;
+    }
+    let peer = request.extensions().get::<Peer>();
+    let caller = gateway.authenticate_somebody(Shown {
+        address: peer.map(|peer| peer.address.ip()),
+        credential: Some(credential.text).filter(|text| !text.is_empty()),
+        today: clock::unix_seconds(),
+        ..Shown::default()
+    })?;
+    let looks_only = matches!(*request.method(), Method::GET | Method::HEAD);
+    let scope = if looks_only {
+        Scopes::OPS_READ
+    } else {
+        Scopes::OPS_WRITE
+    };
+    gateway.permit_scope(&caller, scope)
 }
 
 async fn list_engines(State(registry): State<Arc<Registry>>) -> Response {

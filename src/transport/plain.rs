@@ -4,23 +4,27 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::BytesMut;
 
-use super::http::{Context, document, fail, read_counted};
+use super::http::{Context, caller, document, fail, read_counted};
 use crate::engine::{Card, TokenizeOptions};
 use crate::gateway::Gateway;
-use crate::generation::{Failure, Kind};
+use crate::generation::{Caller, Failure, Kind};
 use crate::telemetry::Route;
 use crate::wire::{self, Head, models, tokenize};
 
-pub(super) async fn list_models(State(context): State<Context>) -> Response {
-    let cards = context.gateway.models();
+pub(super) async fn list_models(State(context): State<Context>, request: Request) -> Response {
+    let cards = context.gateway.models(&caller(request.extensions()));
     let list: Vec<_> = cards.iter().map(as_model).collect();
     let mut out = BytesMut::new();
     models::write_list(&list, &mut out);
     document(wire::JSON, out.freeze())
 }
 
-pub(super) async fn one_model(State(context): State<Context>, Path(id): Path<String>) -> Response {
-    let cards = context.gateway.models();
+pub(super) async fn one_model(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response {
+    let cards = context.gateway.models(&caller(request.extensions()));
     match cards.iter().find(|(card, _)| *card.name == *id) {
         Some(card) => {
             let mut out = BytesMut::new();
@@ -59,9 +63,9 @@ pub(super) async fn tokenize(State(context): State<Context>, request: Request) -
         request,
         tokenize::parse_tokenize,
         |asked| &asked.model,
-        async |asked| {
+        async |asked, caller| {
             let mut out = BytesMut::new();
-            write_tokens(&context.gateway, &asked, &mut out).await?;
+            write_tokens(&context.gateway, caller, &asked, &mut out).await?;
             Ok(out)
         },
     )
@@ -74,8 +78,9 @@ pub(super) async fn detokenize(State(context): State<Context>, request: Request)
         request,
         tokenize::parse_detokenize,
         |asked| &asked.model,
-        async |asked| {
-            let pieces = context.gateway.pieces(&asked.model, &asked.tokens).await?;
+        async |asked, caller| {
+            let gateway = &context.gateway;
+            let pieces = gateway.pieces(caller, &asked.model, &asked.tokens).await?;
             let mut out = BytesMut::new();
             tokenize::write_content(&pieces, &mut out);
             Ok(out)
@@ -90,14 +95,14 @@ pub(super) async fn count(State(context): State<Context>, request: Request) -> R
         request,
         tokenize::parse_count,
         |asked| &asked.model,
-        async |asked| {
+        async |asked, caller| {
             let options = TokenizeOptions {
                 add_special: true,
                 parse_special: false,
             };
             let gateway = &context.gateway;
             let tokens = gateway
-                .tokenize(&asked.model, &asked.input, options)
+                .tokenize(caller, &asked.model, &asked.input, options)
                 .await?;
             let mut out = BytesMut::new();
             tokenize::write_count(tokens.len(), &mut out);
@@ -110,6 +115,7 @@ pub(super) async fn count(State(context): State<Context>, request: Request) -> R
 /// Tokenizes and appends the answer; shared with JSON-RPC.
 pub(super) async fn write_tokens(
     gateway: &Gateway,
+    caller: &Caller,
     asked: &tokenize::Tokenize,
     out: &mut BytesMut,
 ) -> Result<(), Failure> {
@@ -118,10 +124,10 @@ pub(super) async fn write_tokens(
         parse_special: asked.parse_special,
     };
     let tokens = gateway
-        .tokenize(&asked.model, &asked.input, options)
+        .tokenize(caller, &asked.model, &asked.input, options)
         .await?;
     let pieces = if asked.with_pieces {
-        Some(gateway.pieces(&asked.model, &tokens).await?)
+        Some(gateway.pieces(caller, &asked.model, &tokens).await?)
     } else {
         None
     };
@@ -135,8 +141,9 @@ async fn simple<T>(
     request: Request,
     parse: fn(&[u8], &Head<'_>) -> Result<T, Failure>,
     model: fn(&T) -> &str,
-    work: impl AsyncFnOnce(T) -> Result<BytesMut, Failure>,
+    work: impl AsyncFnOnce(T, &Caller) -> Result<BytesMut, Failure>,
 ) -> Response {
+    let caller = caller(request.extensions());
     let (asked, id) = match read_counted(context, request, Route::Tokenize, parse).await {
         Ok(parsed) => parsed,
         Err(failure) => return fail(&failure),
@@ -144,7 +151,7 @@ async fn simple<T>(
     let recorder = context
         .gateway
         .recorder(model(&asked), Route::Tokenize, &id);
-    match work(asked).await {
+    match work(asked, &caller).await {
         Ok(out) => {
             recorder.answered();
             document(wire::JSON, out.freeze())

@@ -15,7 +15,7 @@ use super::plain::{as_model, write_tokens};
 use super::resume::{self, Asked, TakenOver};
 use super::tokens::TokenBody;
 use super::{bind, vectors};
-use crate::generation::{BoxFuture, Failure, RequestId};
+use crate::generation::{BoxFuture, Failure, RequestId, Scopes};
 use crate::telemetry::{RequestRecorder, Route};
 use crate::wire::jsonrpc::{self, Framing, Incoming, Item, Method, Reply, Resume, Target};
 use crate::wire::{self, Call, Head, models, tokenize};
@@ -102,19 +102,21 @@ async fn begin(
             generate(context, call, pace.clone(), announced).await
         }
         Method::Models => {
-            let cards = context.gateway.models();
+            let cards = context.gateway.models(sender.caller());
             let list: Vec<_> = cards.iter().map(as_model).collect();
             once(|out| reply.result(out, |out| models::write_list(&list, out)))
         }
         Method::Tokenize(asked) => {
             let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
             let mut out = BytesMut::new();
-            let result = write_tokens(&context.gateway, &asked, &mut out).await;
+            let result = write_tokens(&context.gateway, sender.caller(), &asked, &mut out).await;
             result_or_failure(&reply, &recorder, result.map(|()| out))
         }
         Method::Detokenize(asked) => {
             let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
-            let pieces = context.gateway.pieces(&asked.model, &asked.tokens).await;
+            let gateway = &context.gateway;
+            let pieces = gateway.pieces(sender.caller(), &asked.model, &asked.tokens);
+            let pieces = pieces.await;
             let written = pieces.map(|pieces| {
                 let mut out = BytesMut::new();
                 tokenize::write_content(&pieces, &mut out);
@@ -137,6 +139,9 @@ async fn begin(
             })
         }
         Method::Cancel(target) => {
+            if let Err(failure) = streams_of(context, sender) {
+                return once(|out| reply.failure(&failure, out));
+            }
             let count = match target {
                 Target::Request(id, caller) => context.gateway.cancel(&id, &caller),
                 // As with a request that is over: nothing was running.
@@ -148,7 +153,10 @@ async fn begin(
             };
             once(|out| reply.result(out, |out| jsonrpc::write_cancelled(count, out)))
         }
-        Method::Resume(asked) => resume(context, &asked, pace, &reply),
+        Method::Resume(asked) => match streams_of(context, sender) {
+            Ok(()) => resume(context, &asked, pace, &reply),
+            Err(failure) => once(|out| reply.failure(&failure, out)),
+        },
         Method::Bind => {
             let recorder = context.gateway.recorder("", Route::Rpc, id);
             result_or_failure(&reply, &recorder, bind::bind(context, sender.clone()))
@@ -174,6 +182,12 @@ fn resume(context: &Context, asked: &Resume, pace: &Pace, reply: &Reply) -> Repl
         }
         Err(failure) => once(|out| reply.failure(&failure, out)),
     }
+}
+
+/// Whether whoever asks may have streams at all.
+fn streams_of(context: &Context, sender: &bind::Asker) -> Result<(), Failure> {
+    let gateway = &context.gateway;
+    gateway.permit_scope(sender.caller(), Scopes::GENERATE)
 }
 
 /// Begins a stream. If it can be resumed and `announced` wants that, its first line says how.

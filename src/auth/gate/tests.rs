@@ -54,14 +54,11 @@ fn prove(session: &Session, request: &Signed<'_>) -> String {
 }
 
 fn bind(gate: &Gate, session: &Session, identity: Option<&str>) -> String {
-    gate.bind(
-        session,
-        identity.map(Into::into),
-        vec!["chat".into()],
-        TODAY,
-    )
-    .unwrap()
-    .0
+    let caller = Caller {
+        identity: identity.map(Into::into),
+        ..Caller::default()
+    };
+    gate.bind(session, &caller, TODAY).unwrap().0
 }
 
 fn refused(refusal: Refusal) -> Decision {
@@ -79,7 +76,7 @@ fn a_bound_early_request_is_served_once() {
     let verdict = gate.judge(&arrival, &request, None);
     assert_eq!(verdict.decision, Decision::Serve);
     let grant = verdict.grant.unwrap();
-    assert_eq!(grant.identity.as_deref(), Some("alice"));
+    assert_eq!(grant.caller.identity.as_deref(), Some("alice"));
     for _ in 0..1000 {
         let verdict = gate.judge(&arrival, &request, None);
         assert_eq!(verdict.decision, refused(Refusal::Replayed));

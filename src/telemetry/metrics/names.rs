@@ -55,10 +55,11 @@ pub(super) const HANDSHAKES: &str = "sluicegate_tls_handshakes_total";
 pub(super) const TICKETS: &str = "sluicegate_tls_tickets_total";
 pub(super) const EARLY_REQUESTS: &str = "sluicegate_early_requests_total";
 pub(super) const AUTH_REFUSALS: &str = "sluicegate_auth_refusals_total";
+pub(super) const KEY_RELOADS: &str = "sluicegate_key_reloads_total";
 pub(super) const CERTIFICATE_RELOADS: &str = "sluicegate_tls_certificate_reloads_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 15] = [
+pub(super) const COUNTERS: [(&str, &str); 16] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -100,7 +101,11 @@ pub(super) const COUNTERS: [(&str, &str); 15] = [
     ),
     (
         AUTH_REFUSALS,
-        "Requests refused for their token, their proof, their id, or for being early.",
+        "Requests refused for who asks, their token, their proof, their id, or for being early.",
+    ),
+    (
+        KEY_RELOADS,
+        "Times that a file of keys had changed, by whether the new one was taken.",
     ),
     (
         CERTIFICATE_RELOADS,

@@ -5,7 +5,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::names::{
     AUTH_REFUSALS, CERTIFICATE_RELOADS, CERTIFICATE_UNTIL, CONNECTIONS_OPEN, EARLY_IDS,
-    EARLY_REQUESTS, HANDSHAKES, TICKETS, TICKETS_LIVE,
+    EARLY_REQUESTS, HANDSHAKES, KEY_RELOADS, TICKETS, TICKETS_LIVE,
 };
 use super::{counter, gauge};
 
@@ -48,7 +48,7 @@ impl EarlyRequest {
 }
 
 /// Why requests are refused before they come to a handler.
-const AUTH_REASONS: [&str; 8] = [
+const AUTH_REASONS: [&str; 14] = [
     "too_early",
     "replayed",
     "token_unknown",
@@ -57,6 +57,12 @@ const AUTH_REASONS: [&str; 8] = [
     "proof_missing",
     "proof_wrong",
     "unnamed",
+    "missing_api_key",
+    "invalid_api_key",
+    "key_expired",
+    "key_removed",
+    "insufficient_scope",
+    "model_not_allowed",
 ];
 
 /// TLS tickets at the moment of a scrape: totals since the start, but for the last two.
@@ -108,6 +114,8 @@ pub struct Transports {
     early_ids: Gauge,
     early_requests: [Counter; EarlyRequest::ALL.len()],
     auth_refusals: [Counter; AUTH_REASONS.len()],
+    keys_taken: Counter,
+    keys_refused: Counter,
 }
 
 impl Transports {
@@ -129,6 +137,8 @@ impl Transports {
                 .map(|(_, decision)| counter(recorder, EARLY_REQUESTS, &[("decision", decision)])),
             auth_refusals: AUTH_REASONS
                 .map(|reason| counter(recorder, AUTH_REFUSALS, &[("reason", reason)])),
+            keys_taken: counter(recorder, KEY_RELOADS, &[("result", "taken")]),
+            keys_refused: counter(recorder, KEY_RELOADS, &[("result", "refused")]),
         }
     }
 
@@ -155,6 +165,16 @@ impl Transports {
         if let Some(counter) = place.and_then(|place| self.auth_refusals.get(place)) {
             counter.increment(1);
         }
+    }
+
+    /// A file of keys had changed: what it holds now is believed, or cannot be used.
+    pub fn keys_read(&self, is_taken: bool) {
+        let counter = if is_taken {
+            &self.keys_taken
+        } else {
+            &self.keys_refused
+        };
+        counter.increment(1);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody keeps 2^53 tickets")]

@@ -1,8 +1,11 @@
-//! The one place where early data and bound tokens are judged, for every protocol and every path.
+//! The one place where it is decided who asks, and where early data and bound tokens are judged, for every
+//! protocol and every path.
 //!
 //! ```text
-//!  request            no TLS of ours, no bound token, no proof, not early: straight on
+//!  request
 //!      |
+//!  who asks?          from the headers alone; what is shown and not believed ends here
+//!      |              no bound token, no proof, not early: straight on
 //!  has a proof?       its body is read first, since the proof covers it
 //!      |
 //!  the policy         serve: on to the handler, with what the token says
@@ -11,9 +14,11 @@
 //!  hold               within `auth.max_held`, until the handshake has ended; then judged again
 //! ```
 //!
-//! Without a proof nothing of the body is read before the verdict: what is held keeps its sender waiting
-//! behind the flow windows. A handshake has only so much time, so nothing is held for longer.
+//! Nothing of the body is read before it is known who asks, and without a proof nothing before the verdict:
+//! what is held keeps its sender waiting behind the flow windows. A handshake has only so much time, so
+//! nothing is held for longer.
 
+mod credential;
 mod handshake;
 
 use std::sync::Arc;
@@ -22,17 +27,21 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
+pub(super) use self::credential::credential;
 pub(super) use self::handshake::Handshake;
-use super::http::{Context, REQUEST_ID, accept, document, fail, read_body, refused};
+use super::assets;
+use super::http::{
+    Context, REQUEST_ID, accept, caller, challenge, document, fail, read_body, refused,
+};
 use super::listen::Peer;
-use crate::auth::token::PREFIX;
-use crate::auth::{Arrival, Decision, Gate, Refusal, Session, Signed, Verdict};
+use crate::auth::token::{Grant, PREFIX};
+use crate::auth::{Arrival, Decision, Gate, Refusal, Session, Shown, Signed, Verdict};
 use crate::generation::{Failure, Kind, RequestId, clock};
 use crate::telemetry::{EarlyRequest, Metrics, Route};
 use crate::wire::jsonrpc::Reply;
@@ -127,15 +136,6 @@ pub(super) async fn judge(
     request: Request,
     next: Next,
 ) -> Response {
-    let headers = request.headers();
-    let is_plain = !headers.contains_key(PROOF)
-        && !headers.contains_key(EARLY_DATA)
-        && !credential(headers).starts_with(PREFIX);
-    // Also where the handshake has ended since: who asks was not known when the request was told.
-    let came_early = |secure: &Secure| secure.came_early;
-    if is_plain && !request.extensions().get().is_some_and(came_early) {
-        return next.run(request).await;
-    }
     let (mut parts, body) = request.into_parts();
     match admit(&context, &mut parts, body).await {
         Ok(body) => next.run(Request::from_parts(parts, body)).await,
@@ -152,19 +152,41 @@ enum Unserved {
     NeverThere,
 }
 
+impl From<Failure> for Unserved {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 /// The request's body when it may be served. Tells `parts` who asks.
 async fn admit(context: &Context, parts: &mut Parts, body: Body) -> Result<Body, Unserved> {
-    let (body, read) = if parts.headers.contains_key(PROOF) {
-        let read = read_body(context, &parts.headers, body).await;
-        let read = read.map_err(Unserved::Failed)?;
+    let policy = &context.early;
+    let secure = parts.extensions.get::<Secure>().cloned();
+    // Also where the handshake has ended since: who asks was not known when the request was told.
+    let came_early = secure.as_ref().is_some_and(|secure| secure.came_early);
+    let has_proof = parts.headers.contains_key(PROOF);
+    let mut place = None;
+    if came_early
+        && let Some(secure) = secure.as_ref().filter(|secure| secure.is_early())
+        && credential(&parts.headers).text.is_empty()
+    {
+        // With the end of the handshake, who asks may still show a certificate.
+        place = Some(hold(policy, secure).await?);
+    }
+    if let (true, Some(secure)) = (came_early, &secure) {
+        ended(secure, parts);
+    }
+    let is_bound = identify(context, parts, secure.as_ref())?;
+    if !is_bound && !has_proof && !came_early && !parts.headers.contains_key(EARLY_DATA) {
+        return Ok(body);
+    }
+    let (body, read) = if has_proof {
+        let read = read_body(context, &parts.headers, body).await?;
         (Body::from(read.clone()), read)
     } else {
         (body, Bytes::new())
     };
-    let policy = &context.early;
-    let secure = parts.extensions.get::<Secure>().cloned();
-    let mut place = None;
-    let verdict = loop {
+    loop {
         let is_early = secure.as_ref().is_some_and(Secure::is_early);
         if is_early && place.is_none() {
             place = policy.held.try_acquire().ok();
@@ -173,24 +195,92 @@ async fn admit(context: &Context, parts: &mut Parts, body: Body) -> Result<Body,
         let verdict = verdict(policy, parts, secure.as_ref(), &read, is_early, room);
         policy.count(is_early, verdict.decision);
         match (verdict.decision, &secure) {
-            (Decision::Refuse(refusal), _) => return Err(Unserved::Failed(refusal.failure())),
+            (Decision::Refuse(refusal), _) => return Err(refusal.failure().into()),
             (Decision::Hold, Some(secure)) => {
                 if !secure.handshake.finished().await {
                     return Err(Unserved::NeverThere);
                 }
             }
-            _ => break verdict,
+            _ => break,
         }
-    };
-    drop(place);
-    if let (Some(secure), Some(peer)) = (&secure, parts.extensions.get_mut::<Peer>()) {
-        // The handshake may have ended since the request was told.
-        peer.identity = secure.handshake.peer();
     }
-    if let Some(grant) = verdict.grant {
-        parts.extensions.insert(Arc::new(grant));
+    drop(place);
+    if let (true, false, Some(secure)) = (came_early, is_bound, &secure) {
+        // Where the credential counts for nothing, the certificate does, and it may be there by now.
+        ended(secure, parts);
+        identify(context, parts, Some(secure))?;
     }
     Ok(body)
+}
+
+/// Waits for the end of the handshake, if there is room.
+async fn hold<'p>(policy: &'p Policy, secure: &Secure) -> Result<SemaphorePermit<'p>, Unserved> {
+    let Ok(place) = policy.held.try_acquire() else {
+        policy.count(true, Decision::Refuse(Refusal::TooEarly));
+        return Err(Refusal::TooEarly.failure().into());
+    };
+    policy.count(true, Decision::Hold);
+    if secure.handshake.finished().await {
+        Ok(place)
+    } else {
+        Err(Unserved::NeverThere)
+    }
+}
+
+/// Tells a request what the end of its handshake has told of the other side, if it has ended.
+fn ended(secure: &Secure, parts: &mut Parts) {
+    if let Some(peer) = parts.extensions.get_mut::<Peer>() {
+        peer.identity = secure.handshake.peer();
+    }
+}
+
+/// Finds out who asks, from the head alone, and tells `parts`; whether by a bound token. Nobody is asked
+/// who wants what is open to all.
+fn identify(
+    context: &Context,
+    parts: &mut Parts,
+    secure: Option<&Secure>,
+) -> Result<bool, Failure> {
+    let credential = credential(&parts.headers);
+    let today = clock::unix_seconds();
+    let grant = if credential.text.starts_with(PREFIX) {
+        let policy = &context.early;
+        let opened = policy
+            .gate
+            .open(credential.text, secure.map(Secure::session), today);
+        Some(opened.map_err(|refusal| {
+            let is_early = secure.is_some_and(Secure::is_early);
+            policy.count(is_early, Decision::Refuse(refusal));
+            refusal.failure()
+        })?)
+    } else {
+        None
+    };
+    if !is_open(parts.uri.path()) {
+        if !credential.is_clear {
+            context.gateway.refuse_two_credentials()?;
+        }
+        let peer = parts.extensions.get::<Peer>();
+        let caller = context.gateway.authenticate(Shown {
+            address: peer.map(|peer| peer.address.ip()),
+            credential: Some(credential.text).filter(|text| !text.is_empty()),
+            certificate: peer.and_then(|peer| peer.identity.as_ref()),
+            bound: grant.as_ref(),
+            today,
+        })?;
+        parts.extensions.insert(caller);
+    }
+    let is_bound = grant.is_some();
+    if let Some(grant) = grant {
+        parts.extensions.insert(Arc::<Grant>::new(grant));
+    }
+    Ok(is_bound)
+}
+
+/// What everybody may see: whether the server is there, how it is spoken to, and the page, which asks for a
+/// key itself.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/rpc/openrpc.json") || assets::is_asset(path)
 }
 
 fn verdict(
@@ -204,7 +294,6 @@ fn verdict(
     let headers = &parts.headers;
     let id = only(headers, &HeaderName::from_static(REQUEST_ID)).unwrap_or_default();
     let named = RequestId::parse(id).is_some();
-    let peer = parts.extensions.get::<Peer>();
     let arrival = Arrival {
         session: secure.map(Secure::session),
         early,
@@ -222,19 +311,13 @@ fn verdict(
         id: if named { id } else { "" },
         method: parts.method.as_str(),
         path: parts.uri.path_and_query().map_or("", |path| path.as_str()),
-        token: credential(headers),
+        token: credential(headers).text,
         body,
     };
-    let identity = peer.and_then(|peer| peer.identity.as_deref());
-    policy.gate.judge(&arrival, &request, identity)
-}
-
-/// The bearer credential of a request (RFC 6750, section 2.1); empty without exactly one.
-pub(super) fn credential(headers: &HeaderMap) -> &str {
-    only(headers, &header::AUTHORIZATION)
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map_or("", |(_, token)| token.trim())
+    let caller = caller(&parts.extensions);
+    policy
+        .gate
+        .judge(&arrival, &request, caller.identity.as_deref())
 }
 
 fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
@@ -255,11 +338,14 @@ fn refuse(context: &Context, parts: &Parts, failure: &Failure) -> Response {
         Some(Route::Rpc) => {
             Reply::unknown().failure(failure, &mut out);
             let mut response = document(wire::JSON, out.freeze());
-            if failure.kind == Kind::TooEarly {
-                // Proxies and clients of HTTP look for it there, whatever is inside (RFC 8470,
-                // section 5.2).
-                *response.status_mut() = StatusCode::TOO_EARLY;
+            // Proxies and clients of HTTP look for these there, whatever is inside (RFC 8470, section 5.2;
+            // RFC 9110, section 15.5.2).
+            match failure.kind {
+                Kind::TooEarly => *response.status_mut() = StatusCode::TOO_EARLY,
+                Kind::Unauthorized => *response.status_mut() = StatusCode::UNAUTHORIZED,
+                _ => {}
             }
+            challenge(failure, response.headers_mut());
             return response;
         }
         Some(Route::Chat | Route::Completions) => {
@@ -286,35 +372,8 @@ fn route(path: &str) -> Option<Route> {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::*;
     use crate::telemetry::{Scrape, TicketLoad};
-
-    fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in pairs {
-            map.append(name, HeaderValue::from_static(value));
-        }
-        map
-    }
-
-    #[test]
-    fn the_credential_is_what_follows_bearer_if_there_is_one() {
-        for (values, expected) in [
-            (&["Bearer sgb1.x"][..], "sgb1.x"),
-            (&["bearer  sgb1.x "], "sgb1.x"),
-            (&["Basic sgb1.x"], ""),
-            (&["Bearer"], ""),
-            (&["sgb1.x"], ""),
-            (&[], ""),
-            // Nobody shall judge one and serve the other.
-            (&["Bearer a", "Bearer b"], ""),
-        ] {
-            let pairs: Vec<_> = values.iter().map(|v| (header::AUTHORIZATION, *v)).collect();
-            assert_eq!(credential(&headers(&pairs)), expected, "{values:?}");
-        }
-    }
 
     #[test]
     fn every_refusal_has_a_series() {

@@ -13,7 +13,7 @@ use super::super::pace::Pace;
 use super::super::tokens::TokenBody;
 use super::{Asked, Reader, Streams, unknown};
 use crate::auth::Refusal;
-use crate::generation::{Failure, Kind};
+use crate::generation::{Failure, Kind, Scopes};
 
 /// Tells the id of a stream that can be resumed.
 const STREAM_ID: &str = "x-stream-id";
@@ -56,6 +56,8 @@ pub(in crate::transport) async fn follow(
 fn try_follow(context: &Context, id: &str, request: Request) -> Result<Response, Failure> {
     let (parts, _) = request.into_parts();
     refuse_foreign_pages(&parts.headers)?;
+    let caller = caller(&parts.extensions);
+    context.gateway.permit_scope(&caller, Scopes::GENERATE)?;
     let streams = kept(context)?;
     let query = parts.uri.query().unwrap_or_default();
     let from_header = parts.headers.get(LAST_EVENT_ID);
@@ -67,7 +69,7 @@ fn try_follow(context: &Context, id: &str, request: Request) -> Result<Response,
     let ids =
         from_header.is_some() || wants_ids(&parts.headers) || parameter(query, "ids") == Some("1");
     let pace = Pace::of(&parts.extensions);
-    let reader = streams.resume(id, &caller(&parts.extensions), after, ids, pace)?;
+    let reader = streams.resume(id, &caller, after, ids, pace)?;
     if reader.is_at_end() {
         // What makes an EventSource stop coming back.
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -111,8 +113,10 @@ pub(in crate::transport) async fn cancel(
     request: Request,
 ) -> Response {
     let (parts, _) = request.into_parts();
+    let caller = caller(&parts.extensions);
     let cancelled = refuse_foreign_pages(&parts.headers)
-        .and_then(|()| kept(&context)?.cancel(&id, &caller(&parts.extensions)));
+        .and_then(|()| context.gateway.permit_scope(&caller, Scopes::GENERATE))
+        .and_then(|()| kept(&context)?.cancel(&id, &caller));
     match cancelled {
         Ok(_) => StatusCode::NO_CONTENT.into_response(),
         Err(failure) => fail(&failure),

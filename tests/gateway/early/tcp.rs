@@ -125,7 +125,10 @@ async fn a_token_bound_over_tcp_is_good_with_the_key_of_the_connection_and_witho
         let plain = served.gateway.chat("scripted?tokens=1", "x", "");
         let plain = plain.header("authorization", &format!("Bearer {token}"));
         let plain = plain.send().await;
-        assert_eq!(plain.header("www-authenticate"), "Bearer");
+        assert_eq!(
+            plain.header("www-authenticate"),
+            "Bearer error=\"invalid_token\""
+        );
         assert_eq!(plain.refusal().await, (401, "bind_again".into()));
         let metrics = served.gateway.metrics().await;
         assert_eq!(generated(&metrics), (6, 2));

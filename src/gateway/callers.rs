@@ -1,0 +1,166 @@
+//! Who asks, and whether they may: asked before anything else is done for a request.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::future;
+use std::sync::Arc;
+
+use super::Gateway;
+use crate::auth::Shown;
+use crate::auth::callers::{invalid, missing, removed};
+use crate::auth::config::OnRemoved;
+use crate::auth::files::{Files, LOOK_EVERY};
+use crate::generation::{Caller, Failure, Kind, Scopes, clock};
+
+impl Gateway {
+    /// Who asks. Looks at nothing but what is shown; what is not believed is counted and logged.
+    ///
+    /// # Errors
+    /// `Unauthorized`.
+    pub fn authenticate(&self, shown: Shown<'_>) -> Result<Caller, Failure> {
+        let caller = self.parts.callers.authenticate(shown);
+        caller.inspect_err(|failure| self.denied(failure))
+    }
+
+    /// The same where nobody may be nobody, whatever `auth.allow_anonymous` says.
+    ///
+    /// # Errors
+    /// `Unauthorized`, counted and logged.
+    pub fn authenticate_somebody(&self, shown: Shown<'_>) -> Result<Caller, Failure> {
+        let caller = self.authenticate(shown)?;
+        if caller.identity.is_some() {
+            return Ok(caller);
+        }
+        let failure = missing();
+        self.denied(&failure);
+        Err(failure)
+    }
+
+    /// Whether two credentials that differ are a fault: nobody minds where none is asked for.
+    ///
+    /// # Errors
+    /// `Unauthorized`, counted and logged.
+    pub fn refuse_two_credentials(&self) -> Result<(), Failure> {
+        if !self.parts.callers.is_on() {
+            return Ok(());
+        }
+        let failure = invalid();
+        self.denied(&failure);
+        Err(failure)
+    }
+
+    /// What a bound token is made of for this caller.
+    #[must_use]
+    pub fn to_be_bound(&self, caller: &Caller) -> Caller {
+        self.parts.callers.to_be_bound(caller)
+    }
+
+    /// Whether a caller may do this kind of work.
+    ///
+    /// # Errors
+    /// `Forbidden`, counted and logged.
+    pub fn permit_scope(&self, caller: &Caller, scope: Scopes) -> Result<(), Failure> {
+        if caller.rights.scopes.contain(scope) {
+            return Ok(());
+        }
+        let names: Vec<_> = scope.names().collect();
+        let failure = Failure::new(
+            Kind::Forbidden,
+            format!(
+                "The API key is not good for this; it lacks the scope {}.",
+                names.join(", ")
+            ),
+        )
+        .with_code("insufficient_scope");
+        self.denied(&failure);
+        Err(failure)
+    }
+
+    /// Whether a caller may do this kind of work with this model.
+    pub(super) fn permit(
+        &self,
+        caller: &Caller,
+        scope: Scopes,
+        model: &str,
+    ) -> Result<(), Failure> {
+        self.permit_scope(caller, scope)?;
+        if self.may_use(caller, model) {
+            return Ok(());
+        }
+        let failure = Failure::new(Kind::Forbidden, "The API key is not good for this model.")
+            .with_param("model")
+            .with_code("model_not_allowed");
+        self.denied(&failure);
+        Err(failure)
+    }
+
+    /// Whoever is held to some models is not told which others there are.
+    pub(super) fn may_use(&self, caller: &Caller, model: &str) -> bool {
+        let name = self.parts.registry.configured_name(model);
+        caller.rights.allow_model(name.unwrap_or(model))
+    }
+
+    /// Why a stream of this caller ends as soon as it begins, if so.
+    pub(super) fn ended(&self, caller: &Caller) -> Option<Failure> {
+        let callers = &self.parts.callers;
+        let ends = callers.on_removed() == OnRemoved::End;
+        ends.then(|| callers.ended(caller, clock::unix_seconds()))?
+    }
+
+    fn denied(&self, failure: &Failure) {
+        let reason = failure.code.unwrap_or_default();
+        self.parts.metrics.transports.auth_refused(reason);
+        tracing::info!(reason, "a request was refused for who asks");
+    }
+
+    /// Follows the key file, if there is one, and the calendar: ends what the callers stream whose keys are
+    /// removed or expire, unless that may finish. Runs for as long as it is polled.
+    pub async fn follow_callers(self: Arc<Self>, file: Option<Files>) -> Infallible {
+        let gateway = self.clone();
+        let reread = move || {
+            let today = clock::unix_seconds();
+            let read = gateway.parts.callers.reread(today);
+            gateway.parts.metrics.transports.keys_read(read.is_ok());
+            let gone = read?;
+            let streams = gateway.end_owners(&gone, today);
+            let keys = gateway.parts.callers.keys().len();
+            tracing::info!(keys, gone = gone.len(), streams, "the keys were read again");
+            Ok(())
+        };
+        let following = async {
+            match file {
+                Some(file) => file.follow(reread).await,
+                None => future::pending().await,
+            }
+        };
+        let ((), never) = tokio::join!(following, self.end_expired());
+        never
+    }
+
+    fn end_owners(&self, gone: &HashSet<Arc<str>>, today: u64) -> usize {
+        let callers = &self.parts.callers;
+        if gone.is_empty() || callers.on_removed() == OnRemoved::Finish {
+            return 0;
+        }
+        self.parts.watch.cut_owners(|owner| {
+            let why = || callers.expired(owner, today).unwrap_or_else(removed);
+            gone.contains(owner).then(why)
+        })
+    }
+
+    async fn end_expired(&self) -> Infallible {
+        let mut seen = clock::unix_seconds();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let today = clock::unix_seconds();
+            let callers = &self.parts.callers;
+            let end = callers.on_removed() == OnRemoved::End;
+            if end && callers.keys().expire_between(seen, today) {
+                let watch = &self.parts.watch;
+                let streams = watch.cut_owners(|owner| callers.expired(owner, today));
+                tracing::info!(streams, "a key has expired");
+            }
+            seen = today;
+        }
+    }
+}
