@@ -129,7 +129,7 @@ pub struct KeyEntry {
     pub scopes: Scopes,
     /// The models that it may use; absent: all of them.
     #[serde(default, deserialize_with = "models")]
-    pub models: Option<Arc<[Box<str>]>>,
+    pub models: Option<Models>,
     /// When it ends: a time as RFC 3339 has it, or a date, on which it is over from midnight UTC on.
     #[serde(default, deserialize_with = "expires")]
     pub expires: Option<u64>,
@@ -202,7 +202,9 @@ fn scopes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Scopes, D::Error
     Ok(scopes)
 }
 
-fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<[Box<str>]>>, D::Error> {
+type Models = Arc<[Box<str>]>;
+
+fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Models>, D::Error> {
     let names = Vec::<Box<str>>::deserialize(deserializer)?;
     if names.is_empty() {
         return Err(D::Error::custom(

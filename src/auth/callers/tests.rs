@@ -193,7 +193,7 @@ fn keys_of_the_section_and_of_the_file_are_one_table() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys.toml");
     std::fs::write(&path, entry("b", "") + &entry("a", "")).unwrap();
-    let both = |file: &std::path::Path| {
+    let both = |file: &Path| {
         let keys = entry("a", "");
         Callers::new(&auth(&format!("keys_file = '{}'\n{keys}", file.display())))
     };
