@@ -11,10 +11,9 @@ use serde_json::Value;
 
 use super::config::Jwt;
 use super::{JwtRefusal, Verified};
-use crate::auth::token::MAX_IDENTITY;
 use crate::generation::{Caller, Rights, Scopes};
 
-/// Most bytes of an organization's or a class's name.
+/// Most bytes of a name of any kind. Longer ones do not fit into a bound token.
 const MOST_NAME: usize = 256;
 
 /// Most models that one token may name.
@@ -67,20 +66,20 @@ impl Claims {
     /// Two issuers may have a subject of the same name.
     fn identity(&self, settings: &Jwt) -> Result<Arc<str>, JwtRefusal> {
         let claim = &settings.identity_claim;
-        let subject = self.name(claim, MAX_IDENTITY)?;
+        let subject = self.name(claim, MOST_NAME)?;
         let subject = subject.ok_or_else(|| refused(claim))?;
         let issuer = if settings.issuer.is_empty() {
             None
         } else {
             // The library has found one of ours there, be it in a list, which is none of the standard's.
-            let issuer = self.name("iss", MAX_IDENTITY)?;
+            let issuer = self.name("iss", MOST_NAME)?;
             Some(issuer.ok_or_else(|| refused("iss"))?)
         };
         let identity = match issuer.filter(|_| settings.issuer.len() > 1) {
             Some(issuer) => format!("jwt:{issuer}|{subject}"),
             None => format!("jwt:{subject}"),
         };
-        if identity.len() > MAX_IDENTITY {
+        if identity.len() > MOST_NAME {
             return Err(refused(claim));
         }
         Ok(identity.into())
