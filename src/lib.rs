@@ -16,7 +16,7 @@
 //!  5  transport | client
 //!  4  gateway | wire | control
 //!  3  route
-//!  2  auth | engine
+//!  2  auth | limit | engine
 //!  1  telemetry
 //!  0  generation
 //! ```
@@ -31,6 +31,7 @@ pub mod gateway;
 pub mod control;
 pub mod route;
 pub mod auth;
+pub mod limit;
 pub mod engine;
 pub mod telemetry;
 pub mod generation;

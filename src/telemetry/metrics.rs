@@ -4,6 +4,7 @@
 //! can make a new series. Figures that somebody else keeps (running sequences, KV cells) are read
 //! when Prometheus asks.
 
+mod limits;
 mod names;
 mod route;
 mod transports;
@@ -22,6 +23,7 @@ use metrics_exporter_prometheus::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::limits::{Limit, LimitMetrics, Scope};
 use self::names::{
     BUILD_INFO, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS, ENGINE_THREADS, GAUGES,
     HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED, PARKS, PAUSES,
@@ -48,6 +50,8 @@ pub struct Metrics {
     streams_kept: Gauge,
     /// What the sockets count.
     pub transports: Transports,
+    /// What limits refuse and charge.
+    pub limits: LimitMetrics,
     log_lines_dropped: Counter,
 }
 
@@ -164,6 +168,7 @@ impl Metrics {
             unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL)),
             streams_open: gauge(&recorder, STREAMS_OPEN, &[]),
             streams_kept: gauge(&recorder, STREAMS_KEPT, &[]),
+            limits: LimitMetrics::new(&recorder),
             transports: Transports::new(&recorder),
             log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
         })

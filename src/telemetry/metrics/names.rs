@@ -57,9 +57,12 @@ pub(super) const EARLY_REQUESTS: &str = "sluicegate_early_requests_total";
 pub(super) const AUTH_REFUSALS: &str = "sluicegate_auth_refusals_total";
 pub(super) const KEY_RELOADS: &str = "sluicegate_key_reloads_total";
 pub(super) const CERTIFICATE_RELOADS: &str = "sluicegate_tls_certificate_reloads_total";
+pub(super) const LIMIT_REFUSALS: &str = "sluicegate_limit_refusals_total";
+pub(super) const LIMIT_DRY: &str = "sluicegate_limit_dry_total";
+pub(super) const LIMIT_TOKENS: &str = "sluicegate_limit_tokens_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 16] = [
+pub(super) const COUNTERS: [(&str, &str); 19] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -112,6 +115,18 @@ pub(super) const COUNTERS: [(&str, &str); 16] = [
         "Times that the certificate's files had changed, by whether the new one was taken.",
     ),
     (
+        LIMIT_REFUSALS,
+        "Requests refused by a limit of their caller, by whose limit and which.",
+    ),
+    (
+        LIMIT_DRY,
+        "Streams ended because their caller had no tokens left, by whose limit and which.",
+    ),
+    (
+        LIMIT_TOKENS,
+        "Tokens charged to callers who have a limit on tokens.",
+    ),
+    (
         TELEMETRY_DROPPED,
         "Log lines dropped because their reader was behind.",
     ),
@@ -132,9 +147,10 @@ pub(super) const ENGINE_THREADS: &str = "sluicegate_engine_threads";
 pub(super) const CERTIFICATE_UNTIL: &str = "sluicegate_tls_certificate_not_after_seconds";
 pub(super) const TICKETS_LIVE: &str = "sluicegate_tls_tickets_live";
 pub(super) const EARLY_IDS: &str = "sluicegate_early_ids";
+pub(super) const LIMIT_ACCOUNTS: &str = "sluicegate_limit_accounts";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 16] = [
+pub(super) const GAUGES: [(&str, &str); 17] = [
     (STREAMS_OPEN, "Streams that have not ended."),
     (
         STREAMS_KEPT,
@@ -167,6 +183,10 @@ pub(super) const GAUGES: [(&str, &str); 16] = [
     (
         EARLY_IDS,
         "Ids of requests served early that are remembered (auth.max_early_ids).",
+    ),
+    (
+        LIMIT_ACCOUNTS,
+        "Accounts of callers, organizations and models that limits keep now (limits.max_accounts).",
     ),
     (BUILD_INFO, "Always 1; the labels say what runs."),
 ];
