@@ -10,9 +10,13 @@
 //! * [`period`]: requests and tokens in a day or a month of UTC.
 //! * [`Store`]: makes cells; [`Local`] keeps them in this process.
 
+mod account;
 pub mod cell;
 mod clock;
+pub mod config;
+mod estimate;
 pub mod period;
+pub mod places;
 pub mod requests;
 
 use std::time::Duration;
@@ -73,6 +77,8 @@ pub enum Bound {
         /// At once.
         burst: u64,
     },
+    /// So many at once.
+    Places(u32),
     /// So many in a period of the calendar.
     Quota {
         /// Which period.
@@ -112,6 +118,7 @@ impl Store for Local {
             Bound::Rate { per_minute, burst } if key.limit == Limit::RequestsPerMinute => {
                 Box::new(requests::Requests::new(per_minute, burst, clock))
             }
+            Bound::Places(most) => Box::new(places::Places::new(most)),
             Bound::Rate { per_minute, burst } => Box::new(cell::Tokens::new(per_minute, burst)),
             Bound::Quota { period, most } => {
                 Box::new(period::Quota::new(period, most, std::sync::Arc::default()))

@@ -1,0 +1,321 @@
+//! `[limits]`: how much the server, each class of callers, each organization and each model may use.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::Bound;
+use super::period::Period;
+use crate::generation;
+use crate::telemetry::Limit;
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Streams open at once, waiting ones included; more are refused.
+    pub max_streams: NonZeroU32,
+    /// How a stream ends whose caller has no tokens left.
+    pub when_dry: WhenDry,
+    /// Accounts kept at once; further callers share one. Addresses of unknown callers take half of them at
+    /// the most.
+    pub max_accounts: NonZeroU32,
+    /// For callers of whom only the address is known.
+    pub anonymous: Class,
+    /// By name; `default` holds for known callers who have no other.
+    pub classes: BTreeMap<String, Class>,
+    /// By name, for all callers of one organization together.
+    pub organizations: BTreeMap<String, Rates>,
+    /// By name, for all callers of one model together.
+    pub models: BTreeMap<String, Rates>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_streams: const { NonZeroU32::new(1024).unwrap() },
+            when_dry: WhenDry::default(),
+            max_accounts: const { NonZeroU32::new(65_536).unwrap() },
+            anonymous: Class::default(),
+            classes: BTreeMap::new(),
+            organizations: BTreeMap::new(),
+            models: BTreeMap::new(),
+        }
+    }
+}
+
+/// How a stream ends whose caller has no tokens left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenDry {
+    /// As if it had reached its `max_tokens`.
+    #[default]
+    Length,
+    /// With an error.
+    Error,
+}
+
+/// The most urgent that a caller may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Takes what others leave.
+    Background,
+    /// As most.
+    Normal,
+    /// Before others.
+    Interactive,
+}
+
+impl From<Priority> for generation::Class {
+    fn from(priority: Priority) -> Self {
+        match priority {
+            Priority::Background => Self::Background,
+            Priority::Normal => Self::Normal,
+            Priority::Interactive => Self::Interactive,
+        }
+    }
+}
+
+/// A struct with the fields of [`Rates`] and some more, since serde cannot refuse unknown keys of a
+/// flattened one.
+macro_rules! with_rates {
+    ($(#[$about:meta])* pub struct $name:ident { $($more:tt)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            /// Requests a minute.
+            #[serde(deserialize_with = "per_minute")]
+            pub requests_per_minute: Option<NonZeroU32>,
+            /// Requests at once; absent, a minute's.
+            #[serde(deserialize_with = "per_minute")]
+            pub request_burst: Option<NonZeroU32>,
+            /// Tokens a minute, in and out together.
+            #[serde(deserialize_with = "tokens_per_minute")]
+            pub tokens_per_minute: Option<NonZeroU32>,
+            /// Prompt tokens a minute.
+            #[serde(deserialize_with = "tokens_per_minute")]
+            pub input_tokens_per_minute: Option<NonZeroU32>,
+            /// Generated tokens a minute.
+            #[serde(deserialize_with = "tokens_per_minute")]
+            pub output_tokens_per_minute: Option<NonZeroU32>,
+            /// Tokens at once, of each rate; absent, a minute's.
+            #[serde(deserialize_with = "tokens_per_minute")]
+            pub token_burst: Option<NonZeroU32>,
+            /// Streams at once.
+            pub streams: Option<NonZeroU32>,
+            /// Streams that wait for their first token, at once.
+            pub queued: Option<NonZeroU32>,
+            /// Requests in a day of UTC.
+            pub requests_per_day: Option<NonZeroU64>,
+            /// Requests in a month of UTC.
+            pub requests_per_month: Option<NonZeroU64>,
+            /// Tokens in a day of UTC, in and out together.
+            pub tokens_per_day: Option<NonZeroU64>,
+            /// Tokens in a month of UTC, in and out together.
+            pub tokens_per_month: Option<NonZeroU64>,
+            $($more)*
+        }
+
+        impl $name {
+            /// Every limit that is set, in the order in which they are asked.
+            #[must_use]
+            pub fn bounds(&self) -> Vec<(Limit, Bound)> {
+                let rate = |per_minute: Option<NonZeroU32>, burst: Option<NonZeroU32>| {
+                    per_minute.map(|rate| Bound::Rate {
+                        per_minute: u64::from(rate.get()),
+                        burst: u64::from(burst.unwrap_or(rate).get()),
+                    })
+                };
+                let tokens = |rate_of| rate(rate_of, self.token_burst);
+                let places = |most: Option<NonZeroU32>| {
+                    most.map(|most| Bound::Places(most.get()))
+                };
+                let quota = |period, most: Option<NonZeroU64>| {
+                    most.map(|most| Bound::Quota { period, most: most.get() })
+                };
+                let of = |limit| match limit {
+                    Limit::Streams => places(self.streams),
+                    Limit::Queued => places(self.queued),
+                    Limit::RequestsPerMinute => rate(self.requests_per_minute, self.request_burst),
+                    Limit::RequestsPerDay => quota(Period::Day, self.requests_per_day),
+                    Limit::RequestsPerMonth => quota(Period::Month, self.requests_per_month),
+                    Limit::TokensPerMinute => tokens(self.tokens_per_minute),
+                    Limit::InputTokensPerMinute => tokens(self.input_tokens_per_minute),
+                    Limit::OutputTokensPerMinute => tokens(self.output_tokens_per_minute),
+                    Limit::TokensPerDay => quota(Period::Day, self.tokens_per_day),
+                    Limit::TokensPerMonth => quota(Period::Month, self.tokens_per_month),
+                };
+                let all = Limit::ALL.into_iter();
+                all.filter_map(|limit| Some((limit, of(limit)?))).collect()
+            }
+
+            /// A key that has no effect, and why.
+            fn idle(&self) -> Option<(&'static str, &'static str)> {
+                if self.request_burst.is_some() && self.requests_per_minute.is_none() {
+                    return Some(("request_burst", "has no effect without requests_per_minute"));
+                }
+                let rates = [
+                    self.tokens_per_minute,
+                    self.input_tokens_per_minute,
+                    self.output_tokens_per_minute,
+                ];
+                if self.token_burst.is_some() && rates.iter().all(Option::is_none) {
+                    return Some(("token_burst", "has no effect without a rate of tokens"));
+                }
+                None
+            }
+        }
+    };
+}
+
+with_rates! {
+    /// How much may be used. What is absent is not limited.
+    pub struct Rates {}
+}
+
+with_rates! {
+    /// How much each caller of a class may use, and what share of the engine they get.
+    pub struct Class {
+        /// The share of each caller relative to others'; absent, 1.
+        pub weight: Option<NonZeroU16>,
+        /// The most urgent that a request may be; absent, as it asks.
+        pub priority: Option<Priority>,
+        /// By model, beside the others: for each caller on that model alone.
+        pub models: BTreeMap<String, Rates>,
+    }
+}
+
+impl Limits {
+    /// What no key can see alone: the path to a key below `limits`, and what is wrong with it. `models`
+    /// are the names of those that are served.
+    #[must_use]
+    pub fn conflicts(&self, models: &[&str]) -> Vec<(Vec<String>, String)> {
+        let mut found = Vec::new();
+        let mut idle = |path: &[&str], problem: Option<(&str, &str)>| {
+            if let Some((key, message)) = problem {
+                let path = path.iter().chain([&key]).map(|&step| step.to_owned());
+                found.push((path.collect(), message.to_owned()));
+            }
+        };
+        let mut named = Vec::new();
+        idle(&["anonymous"], self.anonymous.idle());
+        for (model, rates) in &self.anonymous.models {
+            idle(&["anonymous", "models", model], rates.idle());
+            named.push((vec!["anonymous", "models", model], model));
+        }
+        for (name, class) in &self.classes {
+            idle(&["classes", name], class.idle());
+            for (model, rates) in &class.models {
+                idle(&["classes", name, "models", model], rates.idle());
+                named.push((vec!["classes", name, "models", model], model));
+            }
+        }
+        for (name, rates) in &self.organizations {
+            idle(&["organizations", name], rates.idle());
+        }
+        for (model, rates) in &self.models {
+            idle(&["models", model], rates.idle());
+            named.push((vec!["models", model], model));
+        }
+        for (path, model) in named {
+            if !models.contains(&model.as_str()) {
+                let path = path.into_iter().map(str::to_owned).collect();
+                found.push((path, format!("no model named {model} is served")));
+            }
+        }
+        found
+    }
+}
+
+/// Requests a minute: below a million a second, so that governor can tell their distances apart.
+fn per_minute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU32>, D::Error> {
+    at_most(deserializer, 60_000_000)
+}
+
+/// Tokens a minute: each of them then takes 60 nanoseconds at the least.
+fn tokens_per_minute<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<NonZeroU32>, D::Error> {
+    at_most(deserializer, 1_000_000_000)
+}
+
+fn at_most<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    most: u32,
+) -> Result<Option<NonZeroU32>, D::Error> {
+    let rate = Option::<NonZeroU32>::deserialize(deserializer)?;
+    match rate {
+        Some(rate) if rate.get() > most => Err(D::Error::custom(format_args!(
+            "{rate} is too many; at most {most}, or leave it out for no limit"
+        ))),
+        rate => Ok(rate),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Limits, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn what_is_absent_is_not_limited() {
+        let limits = read("").unwrap();
+        assert_eq!(limits, Limits::default());
+        assert!(limits.anonymous.bounds().is_empty());
+    }
+
+    #[test]
+    fn a_burst_is_a_minutes_unless_it_is_said() {
+        let limits =
+            read("[anonymous]\nrequests_per_minute = 6\ntokens_per_minute = 100\ntoken_burst = 7")
+                .unwrap();
+        let rate = |per_minute, burst| Bound::Rate { per_minute, burst };
+        assert_eq!(
+            limits.anonymous.bounds(),
+            [
+                (Limit::RequestsPerMinute, rate(6, 6)),
+                (Limit::TokensPerMinute, rate(100, 7)),
+            ]
+        );
+    }
+
+    #[test]
+    fn zero_unknown_keys_and_rates_beyond_reason_are_refused() {
+        for text in [
+            "[anonymous]\nrequests_per_minute = 0",
+            "[anonymous]\ntokens_per_minute = 2000000000",
+            "[classes.a]\nrequests = 1",
+            "[organizations.a]\nweight = 2",
+            "when_dry = 'stop'",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_without_effect_and_models_that_are_not_served_are_conflicts() {
+        let limits = read(
+            "[anonymous]\nrequest_burst = 1\n[classes.a.models.m]\ntoken_burst = 1\n[models.other]\n\
+             streams = 1",
+        )
+        .unwrap();
+        let found = limits.conflicts(&["m"]);
+        let paths: Vec<_> = found.iter().map(|(path, _)| path.join(".")).collect();
+        assert_eq!(
+            paths,
+            [
+                "anonymous.request_burst",
+                "classes.a.models.m.token_burst",
+                "models.other"
+            ]
+        );
+        assert!(limits.conflicts(&["m", "other"]).len() == 2);
+    }
+}

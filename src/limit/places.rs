@@ -1,0 +1,71 @@
+//! So many at once: streams, and those of them that wait.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::{At, Cell, Left};
+
+/// When to come back after all places were taken: nobody knows when a stream ends.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Places that are given back by whoever took them, not by time.
+#[derive(Debug)]
+pub struct Places {
+    most: u32,
+    taken: AtomicU32,
+}
+
+impl Places {
+    /// So many free places.
+    #[must_use]
+    pub fn new(most: u32) -> Self {
+        Self {
+            most,
+            taken: AtomicU32::new(0),
+        }
+    }
+}
+
+fn count(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Cell for Places {
+    fn take(&self, n: u64, _: At) -> Result<(), Duration> {
+        let taken = self.taken.fetch_update(Relaxed, Relaxed, |taken| {
+            taken
+                .checked_add(count(n))
+                .filter(|&taken| taken <= self.most)
+        });
+        taken.map(|_| ()).map_err(|_| RETRY_AFTER)
+    }
+
+    fn charge(&self, n: u64, _: At) -> bool {
+        let before = self.taken.fetch_add(count(n), Relaxed);
+        before.saturating_add(count(n)) < self.most
+    }
+
+    fn give(&self, n: u64, _: At) {
+        let _ = self.taken.fetch_update(Relaxed, Relaxed, |taken| {
+            Some(taken.saturating_sub(count(n)))
+        });
+    }
+
+    fn left(&self, _: At) -> Left {
+        let taken = self.taken.load(Relaxed);
+        Left {
+            limit: u64::from(self.most),
+            remaining: u64::from(self.most.saturating_sub(taken)),
+            reset: if taken == 0 {
+                Duration::ZERO
+            } else {
+                RETRY_AFTER
+            },
+            window: RETRY_AFTER,
+        }
+    }
+
+    fn is_idle(&self, _: At) -> bool {
+        self.taken.load(Relaxed) == 0
+    }
+}
