@@ -15,6 +15,7 @@ mod burst;
 mod caller;
 pub mod clock;
 mod failure;
+mod meter;
 mod outcome;
 pub mod ranges;
 mod request;
@@ -27,6 +28,7 @@ use std::pin::Pin;
 pub use burst::{Burst, Event, Scored, TokenLogprob};
 pub use caller::{Caller, Rights, Scopes};
 pub use failure::{Failure, Kind, chain};
+pub use meter::{Ending, Meter, UsedUp};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
 pub use request::{
     AdapterRef, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat, Request,

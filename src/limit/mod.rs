@@ -11,17 +11,27 @@
 //! * [`Store`]: makes cells; [`Local`] keeps them in this process.
 
 mod account;
+mod accounts;
+mod admission;
 pub mod cell;
 mod clock;
 pub mod config;
 mod estimate;
+mod limiter;
 pub mod period;
 pub mod places;
+mod refusal;
 pub mod requests;
+mod standing;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
+pub use self::admission::Admission;
 pub use self::clock::{At, Clock};
+pub use self::limiter::{Ask, Limiter, Work};
+pub use self::standing::Standing;
 use crate::generation::BoxFuture;
 pub use crate::telemetry::{Limit, Scope};
 
