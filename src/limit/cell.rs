@@ -11,46 +11,42 @@ use super::{At, Cell, Left};
 
 const MINUTE: u64 = 60_000_000_000;
 
+/// As long as a cell may take to become full again, about a century and a half: short enough to be added
+/// to any clock.
+const LONGEST: u64 = u64::MAX / 4;
+
 /// Tokens of one account, so many a minute.
 #[derive(Debug)]
 pub struct Tokens {
     full_at: AtomicU64,
-    per_minute: u64,
+    /// In which one unit comes back. A whole number of nanoseconds, so that what is taken and given back in
+    /// parts of any size is exact; the rates that the configuration allows make it 600 at the least,
+    /// and so the rate itself exact to a thousandth.
+    interval: u64,
     burst: u64,
-    /// In which a burst comes back.
-    tolerance: u64,
 }
 
 impl Tokens {
     /// A full cell.
     #[must_use]
     pub fn new(per_minute: u64, burst: u64) -> Self {
-        let (per_minute, burst) = (per_minute.max(1), burst.max(1));
+        let per_minute = per_minute.max(1);
+        let interval = (MINUTE.saturating_add(per_minute / 2) / per_minute).max(1);
         Self {
             full_at: AtomicU64::new(0),
-            per_minute,
-            burst,
-            tolerance: time(burst, per_minute),
+            interval,
+            burst: burst.clamp(1, LONGEST / interval),
         }
     }
 
+    /// In which time so many units come back.
     fn time(&self, units: u64) -> u64 {
-        time(units, self.per_minute)
+        units.saturating_mul(self.interval).min(LONGEST)
     }
 
-    fn units(&self, time: u64) -> u64 {
-        let units = u128::from(time) * u128::from(self.per_minute) / u128::from(MINUTE);
-        u64::try_from(units).unwrap_or(u64::MAX)
+    fn window(&self) -> u64 {
+        self.time(self.burst)
     }
-}
-
-/// In which time so many units come back, rounded down to a nanosecond: over any number of requests what
-/// is taken and given back differs by less than one unit from what it should be, as the rates that
-/// the configuration allows give a unit at least sixty of them.
-fn time(units: u64, per_minute: u64) -> u64 {
-    let time = u128::from(units) * u128::from(MINUTE) / u128::from(per_minute);
-    // As far in the future as any clock can be moved without overflow.
-    u64::try_from(time).unwrap_or(u64::MAX).min(u64::MAX / 4)
 }
 
 impl Cell for Tokens {
@@ -60,11 +56,11 @@ impl Cell for Tokens {
         let cost = self.time(n);
         let taken = self.full_at.fetch_update(Relaxed, Relaxed, |full_at| {
             let from = full_at.max(at.nanos);
-            let fits = from - at.nanos <= self.tolerance.saturating_sub(cost);
+            let fits = from - at.nanos <= self.window().saturating_sub(cost);
             fits.then(|| from.saturating_add(cost))
         });
         taken.map(|_| ()).map_err(|full_at| {
-            let must_be = self.tolerance.saturating_sub(cost);
+            let must_be = self.window().saturating_sub(cost);
             Duration::from_nanos(full_at.saturating_sub(at.nanos).saturating_sub(must_be))
         })
     }
@@ -76,7 +72,7 @@ impl Cell for Tokens {
         });
         let (Ok(before) | Err(before)) = before;
         let owed = before.max(at.nanos).saturating_add(cost) - at.nanos;
-        self.units(self.tolerance.saturating_sub(owed)) >= 1
+        self.window().saturating_sub(owed) >= self.interval
     }
 
     fn give(&self, n: u64, _: At) {
@@ -90,15 +86,152 @@ impl Cell for Tokens {
         let owed = self.full_at.load(Relaxed).saturating_sub(at.nanos);
         Left {
             limit: self.burst,
-            remaining: self
-                .units(self.tolerance.saturating_sub(owed))
-                .min(self.burst),
+            remaining: self.window().saturating_sub(owed) / self.interval,
             reset: Duration::from_nanos(owed),
-            window: Duration::from_nanos(self.tolerance),
+            window: Duration::from_nanos(self.window()),
         }
     }
 
     fn is_idle(&self, at: At) -> bool {
         self.full_at.load(Relaxed) <= at.nanos
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::super::Clock;
+    use super::*;
+
+    /// One token a second.
+    const RATE: u64 = 60;
+
+    /// The same rule as a bucket that is filled by the second.
+    struct Bucket {
+        level: i64,
+        burst: i64,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Take(u64),
+        Give(u64),
+        Charge(u64),
+        Wait(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (1..150_u64).prop_map(Step::Take),
+            (1..50_u64).prop_map(Step::Give),
+            (1..50_u64).prop_map(Step::Charge),
+            (0..90_u64).prop_map(Step::Wait),
+        ];
+        proptest::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn it_grants_what_a_bucket_would(burst in 1..100_u64, steps in steps()) {
+            let clock = Clock::fake(0);
+            let cell = Tokens::new(RATE, burst);
+            let burst = burst as i64;
+            let mut bucket = Bucket { level: burst, burst };
+            for step in steps {
+                let at = clock.at();
+                match step {
+                    Step::Take(n) => {
+                        let granted = n as i64 <= bucket.level || bucket.level == bucket.burst;
+                        let wait = (n as i64).min(bucket.burst) - bucket.level;
+                        match cell.take(n, at) {
+                            Ok(()) => prop_assert!(granted),
+                            Err(until) => {
+                                prop_assert!(!granted);
+                                prop_assert_eq!(until, Duration::from_secs(wait as u64));
+                            }
+                        }
+                        bucket.level -= if granted { n as i64 } else { 0 };
+                    }
+                    Step::Charge(n) => {
+                        bucket.level -= n as i64;
+                        prop_assert_eq!(cell.charge(n, at), bucket.level >= 1);
+                    }
+                    Step::Give(n) => {
+                        cell.give(n, at);
+                        bucket.level = (bucket.level + n as i64).min(bucket.burst);
+                    }
+                    Step::Wait(seconds) => {
+                        clock.advance(Duration::from_secs(seconds));
+                        bucket.level = (bucket.level + seconds as i64).min(bucket.burst);
+                    }
+                }
+                let left = cell.left(clock.at());
+                prop_assert_eq!(left.remaining, bucket.level.max(0) as u64);
+                prop_assert_eq!(left.reset.as_secs() as i64, bucket.burst - bucket.level);
+                prop_assert_eq!(cell.is_idle(clock.at()), bucket.level == bucket.burst);
+            }
+        }
+
+        #[test]
+        fn no_rate_and_no_amount_overflows(rate in 1..=100_000_000_u64, burst in 1..=70_000_000_u64, n: u64, now: u32) {
+            let at = At { nanos: u64::from(now), unix: 0 };
+            let cell = Tokens::new(rate, burst);
+            prop_assert_eq!(cell.left(at).remaining, burst);
+            prop_assert!(cell.take(n, at).is_ok(), "a full cell grants everything");
+            let _ = cell.charge(n, at);
+            prop_assert!(cell.left(at).remaining <= burst);
+            cell.give(n, at);
+        }
+
+        #[test]
+        fn what_is_taken_in_one_piece_and_given_back_in_many_is_nothing(rate in 1..=100_000_000_u64, parts in proptest::collection::vec(1..1000_u64, 1..50)) {
+            let at = At { nanos: 1 << 60, unix: 0 };
+            let cell = Tokens::new(rate, 1_000_000);
+            prop_assert!(cell.take(parts.iter().sum(), at).is_ok());
+            for part in &parts {
+                cell.give(*part, at);
+            }
+            prop_assert!(cell.is_idle(at));
+        }
+    }
+
+    #[test]
+    fn more_than_a_burst_is_granted_to_a_full_cell_and_is_owed() {
+        let clock = Clock::fake(0);
+        let cell = Tokens::new(RATE, 10);
+        cell.take(25, clock.at()).unwrap();
+        assert_eq!(cell.left(clock.at()).remaining, 0);
+        assert_eq!(cell.take(1, clock.at()), Err(Duration::from_secs(16)));
+        clock.advance(Duration::from_secs(16));
+        cell.take(1, clock.at()).unwrap();
+        assert_eq!(cell.take(25, clock.at()), Err(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn many_threads_take_exactly_what_there_is() {
+        let at = Clock::fake(0).at();
+        let cell = Tokens::new(RATE, 1000);
+        let granted: u64 = thread::scope(|scope| {
+            let one = || {
+                let mut granted = 0;
+                for round in 0..2000_u64 {
+                    if cell.take(3, at).is_ok() {
+                        if round % 2 == 0 {
+                            cell.give(3, at);
+                        } else {
+                            granted += 3;
+                        }
+                    }
+                }
+                granted
+            };
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(granted, 999);
+        assert_eq!(cell.left(at).remaining, 1);
     }
 }

@@ -236,11 +236,11 @@ fn per_minute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZe
     at_most(deserializer, 60_000_000)
 }
 
-/// Tokens a minute: each of them then takes 60 nanoseconds at the least.
+/// Tokens a minute: each of them then takes 600 nanoseconds at the least.
 fn tokens_per_minute<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<NonZeroU32>, D::Error> {
-    at_most(deserializer, 1_000_000_000)
+    at_most(deserializer, 100_000_000)
 }
 
 fn at_most<'de, D: Deserializer<'de>>(

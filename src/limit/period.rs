@@ -131,3 +131,64 @@ impl Cell for Quota {
         self.with(at, |spent| spent.units == 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2024-02-29 12:00:00 UTC.
+    const LEAP_DAY: u64 = 1_709_208_000;
+    const HOUR: u64 = 3600;
+
+    fn at(unix: u64) -> At {
+        At { nanos: 0, unix }
+    }
+
+    #[test]
+    fn periods_are_those_of_the_calendar() {
+        let noon = LEAP_DAY;
+        assert_eq!(
+            Period::Day.around(noon),
+            (noon - 12 * HOUR, noon + 12 * HOUR)
+        );
+        let (begin, end) = Period::Month.around(noon);
+        assert_eq!(begin, noon - (28 * 24 + 12) * HOUR, "the first of February");
+        assert_eq!(end, noon + 12 * HOUR, "the first of March");
+        assert_eq!(Period::Month.around(end).0, end);
+        assert_eq!(Period::Day.around(0), (0, 24 * HOUR));
+        assert!(Period::Day.around(u64::MAX).1 == u64::MAX);
+    }
+
+    #[test]
+    fn a_quota_is_back_with_the_next_period_and_not_before() {
+        let quota = Quota::new(Period::Day, 10, Counter::default());
+        quota.take(7, at(LEAP_DAY)).unwrap();
+        let wait = Duration::from_secs(12 * HOUR);
+        assert_eq!(quota.take(4, at(LEAP_DAY)), Err(wait));
+        quota.take(3, at(LEAP_DAY)).unwrap();
+        assert_eq!(quota.left(at(LEAP_DAY)).remaining, 0);
+        assert!(quota.take(1, at(LEAP_DAY + 12 * HOUR - 1)).is_err());
+        quota.take(1, at(LEAP_DAY + 12 * HOUR)).unwrap();
+        assert_eq!(quota.left(at(LEAP_DAY + 12 * HOUR)).remaining, 9);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_begins_no_period_anew() {
+        let quota = Quota::new(Period::Day, 10, Counter::default());
+        quota.take(10, at(LEAP_DAY)).unwrap();
+        for back in [HOUR, 24 * HOUR, 400 * 24 * HOUR] {
+            assert!(quota.take(1, at(LEAP_DAY - back)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_fresh_quota_grants_one_request_larger_than_itself_and_a_used_one_none() {
+        let quota = Quota::new(Period::Month, 10, Counter::default());
+        quota.take(25, at(LEAP_DAY)).unwrap();
+        quota.give(20, at(LEAP_DAY));
+        assert_eq!(quota.left(at(LEAP_DAY)).remaining, 5);
+        assert!(quota.take(25, at(LEAP_DAY)).is_err());
+        assert!(quota.charge(4, at(LEAP_DAY)));
+        assert!(!quota.charge(1, at(LEAP_DAY)));
+    }
+}

@@ -69,3 +69,33 @@ impl Cell for Places {
         self.taken.load(Relaxed) == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Clock;
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_when_it_is_given_back_and_not_before() {
+        let at = Clock::fake(0).at();
+        let places = Places::new(2);
+        places.take(1, at).unwrap();
+        places.take(1, at).unwrap();
+        assert_eq!(places.take(1, at), Err(RETRY_AFTER));
+        assert_eq!(places.left(at).remaining, 0);
+        places.give(1, at);
+        assert!(!places.is_idle(at));
+        places.take(1, at).unwrap();
+        places.give(2, at);
+        assert!(places.is_idle(at));
+    }
+
+    #[test]
+    fn more_than_there_are_at_once_is_refused() {
+        let at = Clock::fake(0).at();
+        let places = Places::new(2);
+        assert!(places.take(3, at).is_err());
+        assert!(places.take(u64::MAX, at).is_err());
+        assert!(places.is_idle(at));
+    }
+}

@@ -132,3 +132,71 @@ impl Cell for Requests {
         self.owed(at) == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_then_one_each_time_one_comes_back() {
+        let clock = Clock::fake(0);
+        clock.advance(Duration::from_secs(77));
+        let cell = Requests::new(60, 3, &clock);
+        for left in [2, 1, 0] {
+            cell.take(1, clock.at()).unwrap();
+            assert_eq!(cell.left(clock.at()).remaining, left);
+        }
+        assert_eq!(cell.take(1, clock.at()), Err(Duration::from_secs(1)));
+        clock.advance(Duration::from_millis(400));
+        assert_eq!(cell.take(1, clock.at()), Err(Duration::from_millis(600)));
+        clock.advance(Duration::from_millis(600));
+        cell.take(1, clock.at()).unwrap();
+        let left = cell.left(clock.at());
+        assert_eq!((left.limit, left.remaining), (3, 0));
+        assert_eq!(left.window, Duration::from_secs(3));
+        assert_eq!(left.reset, Duration::from_secs(3));
+        clock.advance(left.reset);
+        assert!(cell.is_idle(clock.at()));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again_at_once() {
+        let clock = Clock::fake(0);
+        let cell = Requests::new(1, 2, &clock);
+        for _ in 0..100 {
+            cell.take(1, clock.at()).unwrap();
+            cell.give(1, clock.at());
+        }
+        assert!(cell.is_idle(clock.at()));
+        cell.take(1, clock.at()).unwrap();
+        cell.take(1, clock.at()).unwrap();
+        assert!(cell.take(1, clock.at()).is_err());
+    }
+
+    #[test]
+    fn many_threads_get_exactly_the_burst_while_others_take_and_give_back() {
+        let clock = Clock::fake(0);
+        let cell = Requests::new(60, 500, &clock);
+        let granted: u32 = thread::scope(|scope| {
+            let one = || {
+                let mut granted = 0;
+                for round in 0..1000 {
+                    if cell.take(1, clock.at()).is_ok() {
+                        if round % 2 == 0 {
+                            cell.give(1, clock.at());
+                        } else {
+                            granted += 1;
+                        }
+                    }
+                }
+                granted
+            };
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(granted, 500);
+        assert_eq!(cell.left(clock.at()).remaining, 0);
+    }
+}
