@@ -21,6 +21,7 @@ use crate::engine::Plan;
 use crate::gateway::settings::Drain;
 use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
+use crate::limit::{self, Limiter};
 use crate::route::Registry;
 use crate::telemetry::{Metrics, Scrape, TicketLoad, Upkeep};
 use crate::transport::early;
@@ -55,6 +56,8 @@ pub struct App {
     public: Endpoint,
     ops: Endpoint,
     watching: JoinHandle<()>,
+    /// Forgets idle callers.
+    sweeping: JoinHandle<()>,
     /// Loads the models, then replaces engines that die.
     keeping: Mutex<Option<JoinHandle<()>>>,
     loaded: watch::Receiver<Option<Result<(), String>>>,
@@ -100,12 +103,20 @@ impl App {
             let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();
             anyhow::anyhow!(texts.join("\n"))
         })?;
+        let limiter = Arc::new(Limiter::new(
+            &config.limits,
+            registry.names(),
+            Arc::new(limit::Local),
+            limit::Clock::real(),
+            metrics.clone(),
+        ));
         let gateway = Gateway::new(
             Parts {
                 registry: registry.clone(),
                 watch: watch.clone(),
                 metrics: metrics.clone(),
                 callers: Arc::new(callers),
+                limiter: limiter.clone(),
             },
             &config.stream,
             config.deadlines.clone(),
@@ -188,6 +199,7 @@ impl App {
             watching: tokio::spawn(async move {
                 tokio::join!(watch.run(), following);
             }),
+            sweeping: tokio::spawn(limiter.run()),
             keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,
@@ -254,6 +266,7 @@ impl App {
         self.forget_streams().await;
         self.stop_models().await;
         self.watching.abort();
+        self.sweeping.abort();
         self.ops.close(FLUSH).await;
     }
 }

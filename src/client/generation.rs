@@ -134,6 +134,7 @@ fn name(reason: u64) -> &'static str {
     match u8::try_from(reason) {
         Ok(Reasons::STOP) => "stop",
         Ok(Reasons::LENGTH) => "length",
+        _ if Reasons::limit(reason).is_some() => "length",
         _ => "other",
     }
 }

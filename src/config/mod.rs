@@ -26,8 +26,10 @@ pub use self::sources::{Flags, Sources};
 
 use self::tree::Step;
 use crate::auth::config::Auth;
+use crate::engine::Plan;
 use crate::engine::config::{Backing, Model, Process};
-use crate::gateway::settings::{Deadlines, Drain, Limits, Stream};
+use crate::gateway::settings::{Deadlines, Drain, Stream};
+use crate::limit::config::Limits;
 use crate::telemetry;
 use crate::transport::config::{Ops, Server};
 use crate::transport::http2::Http2;
@@ -54,7 +56,7 @@ pub struct Config {
     pub stream: Stream,
     /// Bounds on the time of one request.
     pub deadlines: Deadlines,
-    /// Bounds over all callers together.
+    /// How much callers may use.
     pub limits: Limits,
     /// Shutting down.
     pub drain: Drain,
@@ -128,6 +130,7 @@ impl Config {
             found.push((vec![key("quic"), key(name)], message));
         }
         found.extend(callers::conflicts(self));
+        found.extend(self.limit_conflicts());
         let mut names = HashSet::new();
         for (index, model) in self.models.iter().enumerate() {
             let at = |name| vec![key("models"), Step::Index(index), key(name)];
@@ -158,6 +161,24 @@ impl Config {
             }
         }
         found
+    }
+}
+
+impl Config {
+    fn limit_conflicts(&self) -> impl Iterator<Item = (Vec<Step>, String)> {
+        let served = self.models.iter().map(|model| model.name.as_str());
+        let mut served: Vec<_> = served.collect();
+        if served.is_empty() {
+            served.push(Plan::DEMO);
+        }
+        let conflicts = self.limits.conflicts(&served).into_iter();
+        conflicts.map(|(path, message)| {
+            let path = path.iter().map(|step| key(step));
+            (
+                std::iter::once(key("limits")).chain(path).collect(),
+                message,
+            )
+        })
     }
 }
 

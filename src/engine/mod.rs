@@ -264,11 +264,14 @@ impl Plan {
         }
     }
 
+    /// The name of the model that is compiled into the binary.
+    pub const DEMO: &str = "demo";
+
     /// The model that is compiled into the binary, called `demo`.
     #[must_use]
     pub fn demo(process: &config::Process, ring: usize) -> Self {
         Self {
-            name: "demo".into(),
+            name: Self::DEMO.into(),
             backing: Planned::Llama {
                 weights: llama::Weights::Embedded(llama::DEMO),
                 settings: Box::new(llama::demo_settings()),

@@ -406,6 +406,13 @@ impl ScriptedSource {
         burst.text(self.choice, from, burst.scored_mark());
         flow
     }
+
+    fn end(&mut self, burst: &mut Burst, reason: Finish) {
+        let from = burst.buffer().len();
+        self.text.finish(burst.buffer());
+        burst.text(self.choice, from, burst.scored_mark());
+        burst.finish(self.choice, reason);
+    }
 }
 
 impl Source for ScriptedSource {
@@ -434,10 +441,7 @@ impl Source for ScriptedSource {
                 return Poll::Ready(());
             }
             if self.next >= self.play.tokens {
-                let from = burst.buffer().len();
-                self.text.finish(burst.buffer());
-                burst.text(self.choice, from, burst.scored_mark());
-                burst.finish(self.choice, self.play.finish);
+                self.end(burst, self.play.finish);
                 return Poll::Ready(());
             }
             let due = self.due(self.next);
@@ -461,6 +465,10 @@ impl Source for ScriptedSource {
             }
         }
         Poll::Ready(())
+    }
+
+    fn end_here(&mut self, burst: &mut Burst) {
+        self.end(burst, Finish::Length);
     }
 
     fn canceller(&self) -> Arc<dyn Cancel> {

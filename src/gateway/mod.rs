@@ -4,6 +4,7 @@
 //! functions, in the order in which they stand here.
 
 mod callers;
+mod limits;
 pub mod settings;
 mod vectors;
 
@@ -14,13 +15,15 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use self::settings::{Deadlines, Limits, Stream};
+use self::settings::{Deadlines, Stream};
 use crate::auth::Callers;
 use crate::engine::{Card, Engine, TokenizeOptions};
 use crate::generation::{
     self, Caller, Failure, Input, Kind, Opening, Request, RequestId, Scopes, TokenStream, Watch,
     clock,
 };
+use crate::limit::Limiter;
+use crate::limit::config::Limits;
 use crate::route::Registry;
 use crate::telemetry::{Metrics, RequestRecorder, Route};
 
@@ -53,6 +56,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Who is believed.
     pub callers: Arc<Callers>,
+    /// How much each caller may use. [`Limiter::run`] must be driven, for idle ones to be forgotten.
+    pub limiter: Arc<Limiter>,
 }
 
 /// Takes requests, gives streams.
@@ -107,11 +112,15 @@ impl Gateway {
         let accepted_at = clock::task_micros();
         let permit = self.admit(&request.caller, Scopes::GENERATE, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
+        let admission = self.limit(&request).await?;
+        request.weight = admission.weight();
+        request.class = admission.urgency(request.class);
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         let started = within(&request.deadlines, engine.start(&request)).await?;
         if self.phase() == Phase::Over {
             return Err(draining());
         }
+        admission.began(started.usage.prompt_tokens);
         let opening = Opening {
             id: request.id,
             owner: request.caller.identity.clone(),
@@ -122,6 +131,7 @@ impl Gateway {
             stall_timeout: self.stall_timeout,
             recorder,
             permits: vec![Box::new(permit)],
+            meter: Some(admission.into_meter()),
         };
         let stream = TokenStream::open(&self.parts.watch, opening, started.sources);
         // Whoever lost their key while it was prepared is not among those whose streams were ended.

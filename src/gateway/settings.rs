@@ -1,4 +1,4 @@
-//! `[stream]`, `[deadlines]`, `[drain]` and `[limits]`: how long, how much, how many at once.
+//! `[stream]`, `[deadlines]` and `[drain]`: how long, and how much of it.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -114,22 +114,6 @@ impl Default for Drain {
         Self {
             timeout: Duration::from_secs(25),
             lag: Duration::from_secs(1),
-        }
-    }
-}
-
-/// `[limits]`: bounds over all callers together.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Streams open at once, waiting ones included; more are refused.
-    pub max_streams: NonZeroU32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_streams: const { NonZeroU32::new(1024).unwrap() },
         }
     }
 }

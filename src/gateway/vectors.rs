@@ -6,6 +6,7 @@ use super::{Gateway, draining};
 use crate::generation::{
     Deadlines, EmbedRequest, Failure, Kind, RerankRequest, Scopes, Scores, Usage, Vectors,
 };
+use crate::limit::Admission;
 use crate::telemetry::{RequestRecorder, Route};
 
 impl Gateway {
@@ -38,15 +39,20 @@ impl Gateway {
         let _permit = self.admit(&request.caller, Scopes::EMBED, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
-        self.whole(&request.deadlines, engine.embed(&request)).await
+        let admission = self.limit_embed(&request).await?;
+        let vectors = self.whole(&request.deadlines, engine.embed(&request)).await;
+        charged(&admission, vectors, |vectors| vectors.usage)
     }
 
     async fn scores(&self, mut request: RerankRequest) -> Result<Scores, Failure> {
         let _permit = self.admit(&request.caller, Scopes::EMBED, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
-        self.whole(&request.deadlines, engine.rerank(&request))
-            .await
+        let admission = self.limit_rerank(&request).await?;
+        let scores = self
+            .whole(&request.deadlines, engine.rerank(&request))
+            .await;
+        charged(&admission, scores, |scores| scores.usage)
     }
 
     /// Bounds the whole of `work`: by its deadline, and by the end of the drain.
@@ -64,6 +70,18 @@ impl Gateway {
             () = timeout => Err(late(bound)),
         }
     }
+}
+
+/// What was read is charged; what failed is not.
+fn charged<T>(
+    admission: &Admission,
+    result: Result<T, Failure>,
+    usage: impl FnOnce(&T) -> Usage,
+) -> Result<T, Failure> {
+    if let Ok(answer) = &result {
+        admission.began(usage(answer).prompt_tokens);
+    }
+    result
 }
 
 fn count(recorder: &RequestRecorder, usage: Result<Usage, &Failure>) {

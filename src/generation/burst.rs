@@ -108,6 +108,7 @@ pub struct Burst {
     pub(super) cached: u32,
     pub(super) usage: Usage,
     pub(super) counts: Vec<u32>,
+    pub(super) ended_by: Option<&'static str>,
 }
 
 impl Burst {
@@ -135,6 +136,7 @@ impl Burst {
             cached: 0,
             usage: Usage::default(),
             counts: Vec::new(),
+            ended_by: None,
         }
     }
 
@@ -149,6 +151,7 @@ impl Burst {
         self.cached = 0;
         self.usage = Usage::default();
         self.counts.clear();
+        self.ended_by = None;
     }
 
     /// Tokens that may still be added.
@@ -192,6 +195,12 @@ impl Burst {
     #[must_use]
     pub fn counts(&self) -> &[u32] {
         &self.counts
+    }
+
+    /// The limit of the caller that ended the choices which end in this burst, if one did.
+    #[must_use]
+    pub fn ended_by(&self) -> Option<&'static str> {
+        self.ended_by
     }
 
     /// The events, in order.

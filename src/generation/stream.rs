@@ -11,8 +11,8 @@ use atomic_waker::AtomicWaker;
 use tokio::task::coop;
 
 use super::{
-    Burst, Deadlines, Event, Failure, Finish, Kind, Outcome, Record, Recorder, RequestId, Usage,
-    Watch, WatchGuard, clock,
+    Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Outcome, Record, Recorder,
+    RequestId, Usage, UsedUp, Watch, WatchGuard, clock,
 };
 
 /// One choice of one request, as an engine produces it.
@@ -22,6 +22,10 @@ pub trait Source: Send {
     /// `Pending` means that nothing was added and the task will be woken. After a source has added
     /// its `finish` or a failure it is not polled again.
     fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()>;
+
+    /// Ends the choice where it is: adds the text that was held back, and its `finish` with
+    /// [`Finish::Length`]. It is not polled again.
+    fn end_here(&mut self, burst: &mut Burst);
 
     /// A handle that stops the work behind this source from any thread.
     fn canceller(&self) -> Arc<dyn Cancel>;
@@ -56,6 +60,8 @@ pub struct Opening {
     pub recorder: Arc<dyn Recorder>,
     /// Given back when the stream ends.
     pub permits: Vec<Permit>,
+    /// Charged for every token, and settled when the stream ends.
+    pub meter: Option<Arc<dyn Meter>>,
 }
 
 /// The receiving end of one request: all of its choices, merged in the order in which they come.
@@ -105,6 +111,7 @@ impl TokenStream {
             tokens: AtomicU32::new(0),
             cached: AtomicU32::new(opening.usage.cached_tokens),
             max_gap: AtomicU32::new(0),
+            meter: opening.meter,
             ledger: Mutex::new(Some(Ledger {
                 recorder: opening.recorder.clone(),
                 cancels: sources.iter().map(|source| source.canceller()).collect(),
@@ -170,7 +177,13 @@ impl TokenStream {
             if burst.times.is_empty() && burst.is_empty() {
                 return Poll::Pending;
             }
-            self.count(burst);
+            let used_up = self.count(burst, 0);
+            if let Some(used_up) = used_up
+                && self.open > 0
+                && burst.failure().is_none()
+            {
+                self.end_early(used_up, burst);
+            }
             if self.open == 0 {
                 burst.end(self.usage());
                 self.close(Outcome::Ok, None);
@@ -248,26 +261,47 @@ impl TokenStream {
         }
     }
 
-    fn count(&mut self, burst: &Burst) {
+    /// Nobody pays for more tokens: ends what is still open.
+    fn end_early(&mut self, used_up: UsedUp, burst: &mut Burst) {
+        let counted = burst.times.len();
+        match used_up.end {
+            Ending::Failed(failure) => burst.failed(failure),
+            Ending::Length => {
+                // Dropped with this, they free what they hold in their engine.
+                for mut source in self.sources.iter_mut().filter_map(Option::take) {
+                    source.end_here(burst);
+                }
+                if burst.failure().is_none() {
+                    self.open = 0;
+                    self.finish.get_or_insert(Finish::Length);
+                    burst.ended_by = Some(used_up.limit);
+                }
+            }
+        }
+        // Tokens whose text had been on its way: they are told, so they are charged.
+        let _ = self.count(burst, counted);
+    }
+
+    /// Counts and charges the tokens of `burst` after the first `from`.
+    fn count(&mut self, burst: &Burst, from: usize) -> Option<UsedUp> {
         let shared = &self.shared;
-        if burst.cached > 0 {
+        if burst.cached > 0 && from == 0 {
             shared.cached.fetch_add(burst.cached, Relaxed);
         }
-        let Some(&(_, last)) = burst.times.last() else {
-            return;
-        };
+        let times = &burst.times[from..];
+        let &(_, last) = times.last()?;
         if shared.first_at.load(Relaxed) == 0 {
-            let first = burst.times[0].1;
+            let first = times[0].1;
             shared.first_at.store(first, Relaxed);
             self.recorder.first_token(Duration::from_micros(
                 first.saturating_sub(shared.accepted_at),
             ));
         }
         shared.last_at.store(last, Relaxed);
-        let tokens = u32::try_from(burst.times.len()).unwrap_or(u32::MAX);
+        let tokens = u32::try_from(times.len()).unwrap_or(u32::MAX);
         shared.tokens.fetch_add(tokens, Relaxed);
         let mut max_gap = shared.max_gap.load(Relaxed);
-        for &(choice, at) in &burst.times {
+        for &(choice, at) in times {
             let Some(last) = self.last_token.get_mut(choice as usize) else {
                 continue;
             };
@@ -284,6 +318,8 @@ impl TokenStream {
             self.recorder.gaps(&self.gaps);
             self.gaps.clear();
         }
+        let meter = self.shared.meter.as_ref();
+        meter.and_then(|meter| meter.charge(tokens).err())
     }
 
     fn close(&mut self, outcome: Outcome, failure: Option<&Failure>) {
@@ -337,6 +373,7 @@ pub(super) struct Shared {
     tokens: AtomicU32,
     cached: AtomicU32,
     max_gap: AtomicU32,
+    meter: Option<Arc<dyn Meter>>,
     ledger: Mutex<Option<Ledger>>,
 }
 
@@ -394,6 +431,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(ledger) = ledger else { return };
+        if let Some(meter) = &self.meter {
+            meter.settle();
+        }
         for cancel in &ledger.cancels {
             cancel.cancel();
         }

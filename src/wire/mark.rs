@@ -23,6 +23,9 @@ pub(super) trait Format: Send {
     /// Called after them.
     fn burst_ends(&mut self, _out: &mut BytesMut) {}
 
+    /// Called before the end of choices that a limit of their caller ends.
+    fn ended_by(&mut self, _limit: &'static str) {}
+
     /// Called once for each choice, before anything else of it.
     fn begin(&mut self, _choice: u32, _out: &mut BytesMut) {}
 
@@ -121,6 +124,9 @@ impl<F: Format> Encoder for Unmarked<F> {
 
     fn encode(&mut self, burst: &Burst, out: &mut BytesMut) {
         self.format.burst_begins(burst, out);
+        if let Some(limit) = burst.ended_by() {
+            self.format.ended_by(limit);
+        }
         for event in burst.events() {
             match event {
                 Event::Text {

@@ -127,6 +127,7 @@ fn stream(choices: usize, steps: Vec<Step>) -> TokenStream {
         stall_timeout: Duration::from_mins(1),
         recorder: Arc::new(Ignore),
         permits: Vec::new(),
+        meter: None,
     };
     TokenStream::open(&Watch::new(), opening, sources)
 }
@@ -161,6 +162,10 @@ impl Source for Script {
             any = true;
         }
         if any { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn end_here(&mut self, burst: &mut Burst) {
+        burst.finish(0, Finish::Length);
     }
 
     fn canceller(&self) -> Arc<dyn Cancel> {

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use super::burst::Checked;
 use super::frame::{Inbox, Kind, Malformed};
 use super::keeper::Link;
-use crate::generation::{Burst, Cancel, Failure, Source, clock};
+use crate::generation::{Burst, Cancel, Failure, Finish, Source, clock};
 
 /// Most text of one round: no count of tokens bounds what a child writes that does not keep to them.
 const TEXT: usize = 64 * 1024;
@@ -151,6 +151,24 @@ impl Source for IsolatedSource {
                 burst.failed(self.broke(&error));
                 return Poll::Ready(());
             }
+        }
+    }
+
+    /// What the child holds back is with the child, and is lost with it.
+    fn end_here(&mut self, burst: &mut Burst) {
+        // A frame whose tokens are counted in part is told as a whole.
+        let mut has_ended = false;
+        if self.counted > 0
+            && let Ok(Some((_, body))) = self.inbox.peek()
+            && let Ok(frame) = Checked::read(body)
+        {
+            for at in frame.times().skip(self.counted) {
+                burst.token(self.choice, at.max(self.last_at));
+            }
+            has_ended = frame.add_to(burst, self.choice);
+        }
+        if !has_ended {
+            burst.finish(self.choice, Finish::Length);
         }
     }
 

@@ -168,6 +168,10 @@ impl Source for LlamaSource {
         }
     }
 
+    fn end_here(&mut self, burst: &mut Burst) {
+        self.end(burst, End::Finish(Finish::Length));
+    }
+
     fn canceller(&self) -> Arc<dyn Cancel> {
         self.ring.clone()
     }

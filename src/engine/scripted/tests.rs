@@ -43,6 +43,7 @@ async fn open(
         stall_timeout: Duration::from_secs(30),
         recorder: ledger.clone(),
         permits: Vec::new(),
+        meter: None,
     };
     (TokenStream::open(&watch, opening, started.sources), watch)
 }
@@ -264,6 +265,10 @@ impl Source for Paused {
         Poll::Ready(())
     }
 
+    fn end_here(&mut self, burst: &mut Burst) {
+        burst.finish(0, Finish::Length);
+    }
+
     fn canceller(&self) -> Arc<dyn Cancel> {
         Running::new(&Arc::default())
     }
@@ -291,6 +296,7 @@ async fn a_reader_who_was_away_has_not_waited_for_the_next_token() {
         stall_timeout: Duration::from_secs(30),
         recorder: ledger.clone(),
         permits: Vec::new(),
+        meter: None,
     };
     let mut stream = TokenStream::open(&watch, opening, vec![Box::new(source)]);
     let sweeper = tokio::spawn(async move { watch.run().await });

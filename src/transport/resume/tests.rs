@@ -55,6 +55,10 @@ impl Source for Fed {
         Poll::Ready(())
     }
 
+    fn end_here(&mut self, burst: &mut Burst) {
+        burst.finish(0, Finish::Length);
+    }
+
     fn canceller(&self) -> Arc<dyn Cancel> {
         Arc::new(Ignore)
     }
@@ -90,6 +94,7 @@ fn body(accept: &str) -> (TokenBody, Engine) {
         stall_timeout: Duration::from_secs(30),
         recorder: Arc::new(Outcomes(outcomes.clone())),
         permits: Vec::new(),
+        meter: None,
     };
     let watch = Watch::new();
     let stream = TokenStream::open(&watch, opening, vec![Box::new(Fed(receiver))]);

@@ -74,6 +74,8 @@ struct Tokens {
     result: Box<[u8]>,
     logprobs: bool,
     choices: Vec<Choice>,
+    /// The limit that ended them, if one did.
+    ended_by: Option<&'static str>,
 }
 
 /// What is known of a choice for the result; text and log-probabilities only when nothing is streamed.
@@ -100,6 +102,7 @@ impl Tokens {
             head: head.to_vec().into(),
             result: result.to_vec().into(),
             logprobs: answer.logprobs,
+            ended_by: None,
             choices: std::iter::repeat_with(Choice::default)
                 .take(answer.choices)
                 .collect(),
@@ -132,6 +135,7 @@ impl Tokens {
         }
         out.extend_from_slice(b",\"usage\":");
         openai::usage(total, out);
+        openai::ended_by(self.ended_by, out);
         out.put_u8(b'}');
     }
 
@@ -151,6 +155,10 @@ fn finish_of(choice: &Choice, out: &mut BytesMut) {
 impl Format for Tokens {
     fn content_type(&self) -> &'static str {
         content_type(&self.reply)
+    }
+
+    fn ended_by(&mut self, limit: &'static str) {
+        self.ended_by = Some(limit);
     }
 
     fn text(&mut self, choice: u32, text: &str, logprobs: Option<Scored<'_>>, out: &mut BytesMut) {

@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use super::super::logprobs::{self, Columns};
 use super::super::mark::Format;
 use super::super::{EVENT_STREAM, failure, json};
-use super::{Dialect, OpenAi, Served, usage};
+use super::{Dialect, OpenAi, Served, ended_by, usage};
 use crate::generation::{Failure, Finish, Scored, Usage};
 
 /// Writes chunk objects.
@@ -31,6 +31,8 @@ pub(super) struct Chunks {
     /// From the last `]` of the choices to the end of the frame.
     tail: Box<[u8]>,
     include_usage: bool,
+    /// The limit that ends the choices, if one does.
+    ended_by: Option<&'static str>,
     /// One per choice for completions with log-probabilities.
     columns: Vec<Columns>,
 }
@@ -84,6 +86,7 @@ impl Chunks {
             close: close.into(),
             tail: tail.into(),
             include_usage: answer.include_usage,
+            ended_by: None,
             columns: std::iter::repeat_with(Columns::default)
                 .take(columns)
                 .collect(),
@@ -124,6 +127,10 @@ impl Format for Chunks {
         self.content_type
     }
 
+    fn ended_by(&mut self, limit: &'static str) {
+        self.ended_by = Some(limit);
+    }
+
     fn begin(&mut self, choice: u32, out: &mut BytesMut) {
         if self.dialect == Dialect::Chat {
             self.start(choice, out);
@@ -159,6 +166,7 @@ impl Format for Chunks {
         out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":");
         json::string(out, reason.as_str());
         out.extend_from_slice(b"}]");
+        ended_by(self.ended_by, out);
         out.extend_from_slice(&self.tail);
     }
 

@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use super::super::logprobs::{self, Columns};
 use super::super::mark::Format;
 use super::super::{JSON, NDJSON, accept, failure, json};
-use super::{Dialect, OpenAi, Served, usage};
+use super::{Dialect, OpenAi, Served, ended_by, usage};
 use crate::generation::{Failure, Finish, Scored, Usage};
 
 /// Gathers all choices and writes them at the end.
@@ -17,6 +17,8 @@ pub(super) struct Document {
     /// One line of NDJSON, or a document of its own.
     line: bool,
     choices: Vec<Choice>,
+    /// The limit that ended them, if one did.
+    ended_by: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -41,6 +43,7 @@ impl Document {
             envelope: envelope.to_vec().into(),
             logprobs: answer.logprobs,
             line: answer.format == accept::Format::Lines,
+            ended_by: None,
             choices: std::iter::repeat_with(Choice::default)
                 .take(answer.choices)
                 .collect(),
@@ -57,6 +60,10 @@ impl Document {
 impl Format for Document {
     fn content_type(&self) -> &'static str {
         if self.line { NDJSON } else { JSON }
+    }
+
+    fn ended_by(&mut self, limit: &'static str) {
+        self.ended_by = Some(limit);
     }
 
     fn text(&mut self, choice: u32, text: &str, logprobs: Option<Scored<'_>>, _: &mut BytesMut) {
@@ -118,6 +125,7 @@ impl Format for Document {
         }
         out.extend_from_slice(b"],\"usage\":");
         usage(total, out);
+        ended_by(self.ended_by, out);
         out.put_u8(b'}');
         self.newline(out);
     }

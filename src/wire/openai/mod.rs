@@ -203,5 +203,13 @@ pub(super) fn usage(usage: Usage, out: &mut BytesMut) {
     out.extend_from_slice(b"},\"completion_tokens_details\":{\"reasoning_tokens\":0}}");
 }
 
+/// Appends which limit of the caller ended the answer, if one did: a field of ours, which SDKs pass by.
+pub(super) fn ended_by(limit: Option<&'static str>, out: &mut BytesMut) {
+    if let Some(limit) = limit {
+        out.extend_from_slice(b",\"ended_by\":");
+        json::string(out, limit);
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,8 @@ pub(in crate::wire) struct Frames {
     /// Tokens of each choice that no TOKENS frame has counted yet.
     uncounted: Box<[u32]>,
     reasons: Box<[u8]>,
+    /// The reason of choices that a limit ends.
+    limited: Option<u8>,
     /// Prompt and cached tokens that were told.
     told: Option<(u32, u32)>,
 }
@@ -35,6 +37,7 @@ impl Frames {
             scores: BytesMut::new(),
             uncounted: vec![0; choices].into(),
             reasons: vec![0; choices].into(),
+            limited: None,
             told: None,
         }
     }
@@ -104,6 +107,10 @@ impl Format for Frames {
         }
     }
 
+    fn ended_by(&mut self, limit: &'static str) {
+        self.limited = Reasons::limited(limit);
+    }
+
     fn text(&mut self, choice: u32, text: &str, logprobs: Option<Scored<'_>>, out: &mut BytesMut) {
         let mut rest = text;
         // Only a prompt that is echoed is this long.
@@ -145,7 +152,7 @@ impl Format for Frames {
         if let Some(slot) = self.reasons.get_mut(choice as usize) {
             *slot = match reason {
                 Finish::Stop => Reasons::STOP,
-                Finish::Length => Reasons::LENGTH,
+                Finish::Length => self.limited.unwrap_or(Reasons::LENGTH),
             };
         }
     }

@@ -8,6 +8,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::logprobs::Scores;
 use super::varint;
+use crate::telemetry::{Limit, Scope};
 
 /// Most bytes of a payload.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
@@ -168,6 +169,23 @@ impl<'a> Reasons<'a> {
     /// `max_tokens` or the context is used up.
     pub const LENGTH: u8 = 2;
 
+    /// The first of the reasons that name a limit of the caller: one for each, scope by scope.
+    pub const LIMITED: u8 = 16;
+
+    /// The reason that says that a limit of this name (`caller.tokens_per_minute`) ended the choice.
+    #[must_use]
+    pub fn limited(limit: &str) -> Option<u8> {
+        let number = limits().position(|name| name == limit)?;
+        u8::try_from(number).ok()?.checked_add(Self::LIMITED)
+    }
+
+    /// The limit that a reason names.
+    #[must_use]
+    pub fn limit(reason: u64) -> Option<&'static str> {
+        let number = reason.checked_sub(Self::LIMITED.into())?;
+        limits().nth(usize::try_from(number).ok()?)
+    }
+
     /// Reasons from their numbers, each below 64, so that each is its own varint.
     #[must_use]
     pub fn new(numbers: &'a [u8]) -> Option<Self> {
@@ -190,6 +208,11 @@ impl<'a> Reasons<'a> {
         }
         Some(Self(bytes))
     }
+}
+
+fn limits() -> impl Iterator<Item = &'static str> {
+    let scopes = Scope::ALL.into_iter();
+    scopes.flat_map(|scope| Limit::ALL.map(|limit| limit.of(scope)))
 }
 
 impl<'a> Frame<'a> {
