@@ -21,8 +21,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::listen::Peer;
 use super::pace::Pace;
 use super::resume::{self, Streams};
+use super::standing::Asked;
 use super::tokens::{First, Streamed, TokenBody};
-use super::{assets, bind, early, plain, rpc, vectors};
+use super::{assets, bind, early, plain, rpc, standing, vectors};
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
 use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
@@ -76,6 +77,11 @@ pub fn router(context: Context) -> Router {
         .route("/v1/detokenize", post(plain::detokenize))
         .route(early::BIND, post(bind::post))
         .route("/rpc", post(rpc::handle))
+        // who calls one of these is told where they stand;
+        .route_layer(middleware::from_fn_with_state(
+            context.clone(),
+            standing::tell,
+        ))
         .route("/rpc/openrpc.json", get(rpc::openrpc))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -191,9 +197,22 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
             return refused(refusal, out.freeze(), &failure);
         }
     };
+    let model = context.gateway.served_name(&call.request.model);
+    let mut response = begin(context, call, route, &model, pace, with_ids).await;
+    response.extensions_mut().insert(Asked(model));
+    response
+}
+
+async fn begin(
+    context: &Context,
+    call: Call,
+    route: Route,
+    model: &str,
+    pace: Pace,
+    with_ids: bool,
+) -> Response {
     let Call { request, answer } = call;
     let owner = request.caller.identity.clone();
-    let model = context.gateway.served_name(&request.model);
     let stream = match context.gateway.generate(request, route).await {
         Ok(stream) => stream,
         Err(failure) => {
@@ -202,7 +221,7 @@ async fn generate(context: &Context, request: Request, route: Route, parse: Pars
             return refused(refusal, out.freeze(), &failure);
         }
     };
-    let encoder = answer.encoder(&model, stream.is_deterministic());
+    let encoder = answer.encoder(model, stream.is_deterministic());
     let is_streamed = answer.streamed();
     let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive);
     match body.first().await {
@@ -427,13 +446,18 @@ pub(super) fn fail(failure: &Failure) -> Response {
     refused(refusal, out.freeze(), failure)
 }
 
+/// As long as OpenAI's SDKs wait before they try again by themselves.
+const PATIENCE: Duration = Duration::from_mins(2);
+
 /// A refusal that a dialect has written.
 pub(super) fn refused(refusal: wire::Refusal, bytes: Bytes, failure: &Failure) -> Response {
     let mut response = document(refusal.content_type, bytes);
     *response.status_mut() =
         StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    let retry = failure::codes(failure.kind).retry;
+    // SDKs wait no longer than this, and then come too early.
+    let is_soon = failure.retry_after.is_none_or(|after| after <= PATIENCE);
+    let retry = failure::codes(failure.kind).retry && is_soon;
     headers.insert(
         "x-should-retry",
         HeaderValue::from_static(if retry { "true" } else { "false" }),

@@ -21,6 +21,7 @@ mod plain;
 pub mod quic;
 pub mod resume;
 mod rpc;
+mod standing;
 pub mod tls;
 mod tokens;
 mod vectors;

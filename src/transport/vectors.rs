@@ -5,6 +5,7 @@ use axum::response::Response;
 use bytes::BytesMut;
 
 use super::http::{Context, document, fail, read_counted};
+use super::standing::Asked;
 use crate::generation::Failure;
 use crate::telemetry::Route;
 use crate::wire::{self, openai};
@@ -17,27 +18,33 @@ const INLINE: usize = 16 * 1024;
 pub(super) async fn post_embeddings(State(context): State<Context>, request: Request) -> Response {
     let route = Route::Embeddings;
     let read = read_counted(&context, request, route, openai::parse_embeddings).await;
-    answer(match read {
-        Ok((asked, _)) => embeddings(&context, asked, route).await,
-        Err(failure) => Err(failure),
-    })
+    let (asked, _) = match read {
+        Ok(read) => read,
+        Err(failure) => return fail(&failure),
+    };
+    let model = context.gateway.served_name(&asked.request.model);
+    answer(model, embeddings(&context, asked, route).await)
 }
 
 /// `POST /v1/rerank`.
 pub(super) async fn post_rerank(State(context): State<Context>, request: Request) -> Response {
     let route = Route::Rerank;
     let read = read_counted(&context, request, route, openai::parse_rerank).await;
-    answer(match read {
-        Ok((asked, _)) => rerank(&context, asked, route).await,
-        Err(failure) => Err(failure),
-    })
+    let (asked, _) = match read {
+        Ok(read) => read,
+        Err(failure) => return fail(&failure),
+    };
+    let model = context.gateway.served_name(&asked.request.model);
+    answer(model, rerank(&context, asked, route).await)
 }
 
-fn answer(result: Result<BytesMut, Failure>) -> Response {
-    match result {
+fn answer(model: String, result: Result<BytesMut, Failure>) -> Response {
+    let mut response = match result {
         Ok(out) => document(wire::JSON, out.freeze()),
         Err(failure) => fail(&failure),
-    }
+    };
+    response.extensions_mut().insert(Asked(model));
+    response
 }
 
 /// Computes and writes the vectors; shared with JSON-RPC. Counts the request.

@@ -27,6 +27,7 @@ mod http3;
 mod isolation;
 mod keys;
 mod limits;
+mod limits_callers;
 mod models;
 mod outcomes;
 mod prefixes;
