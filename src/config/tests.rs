@@ -390,6 +390,28 @@ fn the_reference_file_is_the_defaults() {
     assert_eq!(load(REFERENCE), Config::default());
 }
 
+#[test]
+fn the_example_of_limits_is_a_valid_file() {
+    let limits = load(include_str!("../../config/limits.toml")).limits;
+    assert_eq!(limits.classes.len(), 3);
+    assert_eq!(limits.classes["product"].models.len(), 1);
+    assert!(limits.organizations.contains_key("acme") && limits.models.contains_key("demo"));
+}
+
+#[test]
+fn limits_of_models_that_are_not_served_are_told_with_their_place() {
+    let text = "[limits.models.gpt]\nstreams = 1\n[limits.classes.a]\ntoken_burst = 1";
+    let found = problems(&sources(text));
+    assert!(
+        found.contains("test.toml:1") && found.contains("limits.models.gpt"),
+        "{found}"
+    );
+    assert!(
+        found.contains("test.toml:4") && found.contains("limits.classes.a.token_burst"),
+        "{found}"
+    );
+}
+
 /// A commented setting is `#key = …` or `#[…]`; prose begins with `# `.
 #[test]
 fn the_reference_file_mentions_every_key_with_a_line_of_why() {

@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn each_limit_is_told_and_the_tightest_in_openais_words() {
-        let left = |limit, remaining, seconds| Left {
+        let left = |limit, remaining, seconds: u64| Left {
             limit,
             remaining,
             reset: Duration::from_millis(seconds * 1000 - 500),
