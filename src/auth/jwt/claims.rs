@@ -59,6 +59,8 @@ impl Claims {
                     None => None,
                 },
             },
+            until: Some(expires),
+            stamp: 0,
         };
         Ok(Verified { caller, expires })
     }
