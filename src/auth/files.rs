@@ -154,16 +154,16 @@ mod tests {
     use super::*;
 
     /// Follows the file of this name in a new directory; each reading is sent, and refused if it says "bad".
-    fn followed(name: &str) -> (TempDir, PathBuf, mpsc::UnboundedReceiver<String>) {
+    fn followed(name: &str) -> (TempDir, PathBuf, mpsc::Receiver<String>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         fs::write(&path, "first").unwrap();
         let files = Files::new([&path]);
-        let (send, read_again) = mpsc::unbounded_channel();
+        let (send, read_again) = mpsc::channel(8);
         let file = path.clone();
         let reread = move || {
             let text = read(&file, 100)?;
-            let _ = send.send(text.to_string());
+            let _ = send.try_send(text.to_string());
             if *text == "bad" {
                 Err("bad".to_owned())
             } else {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     /// What is read next that is not what `first` put there, which may be told once.
-    async fn after_first(read_again: &mut mpsc::UnboundedReceiver<String>) -> String {
+    async fn after_first(read_again: &mut mpsc::Receiver<String>) -> String {
         loop {
             let text = read_again.recv().await.unwrap();
             if text != "first" {

@@ -123,7 +123,7 @@ impl Jwt {
         let mut refusal = JwtRefusal::UnknownKey;
         let fitting = keys.iter().filter(|key| key.fits(&header));
         for key in fitting.take(MOST_TRIED) {
-            match decode::<Claims>(token, &key.key, &key.validation) {
+            match decode::<Claims>(token, &key.decoding, &key.validation) {
                 Ok(decoded) => return decoded.claims.judge(&self.settings, now),
                 Err(error) => {
                     refusal = judged(error.kind());

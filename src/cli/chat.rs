@@ -8,14 +8,19 @@ mod interactive;
 mod reply;
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 
+use crate::auth::files;
 use crate::client::{
-    ChatRequest, Client, Endpoint, EndpointError, Error, Message, Options, Transport, parse_chunk,
+    ApiKey, ChatRequest, Client, Endpoint, EndpointError, Error, Message, Options, Transport,
+    parse_chunk,
 };
 use reply::{Reply, Screen};
 
@@ -24,6 +29,12 @@ const INTERRUPTED: u8 = 130;
 
 /// A command line that makes no sense, as clap itself reports it.
 const USAGE: u8 = 2;
+
+/// Where the key is looked for that no flag gives.
+const KEY_VARIABLE: &str = "SLUICEGATE_API_KEY";
+
+/// Most bytes of a key's file; a JWT may have a few thousand.
+const MOST_KEY: usize = 64 * 1024;
 
 /// Where `sluicegate serve` listens unless it is told otherwise, in clear text and with TLS and QUIC.
 const PLAIN_URL: &str = "http://127.0.0.1:8080";
@@ -69,6 +80,16 @@ pub struct ChatArgs {
     /// a server on this machine that has made its own
     #[arg(long)]
     pub insecure: bool,
+
+    /// Show this key to the server. Whoever is on this machine can read it in the list of processes and in the
+    /// shell's history: SLUICEGATE_API_KEY in the environment, or --key-file, keep it to yourself
+    #[expect(clippy::doc_markdown, reason = "a terminal shows it as it is")]
+    #[arg(long, value_name = "KEY", value_parser = key, conflicts_with = "key_file", help_heading = "Identity")]
+    pub key: Option<ApiKey>,
+
+    /// Show the key, or the JWT, in FILE to the server [default: what SLUICEGATE_API_KEY says]
+    #[arg(long, value_name = "FILE", help_heading = "Identity")]
+    pub key_file: Option<PathBuf>,
 
     /// Print the server's own events, one JSON object a line, instead of the text
     #[arg(long)]
@@ -141,7 +162,14 @@ async fn talk(args: ChatArgs) -> anyhow::Result<ExitCode> {
         Ok(endpoint) => endpoint,
         Err(message) => return Ok(misused(&message)),
     };
-    let (client, mut request) = prepare(endpoint, args).await?;
+    let api_key = match api_key(&args, std::env::var_os(KEY_VARIABLE)) {
+        Ok(api_key) => api_key,
+        Err(message) => return Ok(misused(&message)),
+    };
+    if api_key.is_some() && !endpoint.is_secure() && !endpoint.is_loopback() {
+        eprintln!("warning: the key goes over the network unencrypted; an https URL protects it");
+    }
+    let (client, mut request) = prepare(endpoint, api_key, args).await?;
     let end = match prompt {
         None => interactive::converse(client.clone(), request).await,
         Some(prompt) => {
@@ -201,6 +229,30 @@ fn transport(args: &ChatArgs) -> Transport {
     }
 }
 
+fn key(text: &str) -> Result<ApiKey, Infallible> {
+    Ok(ApiKey::new(text))
+}
+
+/// The key by flag, file or environment. An empty variable is none, as scripts leave it; an empty file is a
+/// mistake.
+fn api_key(args: &ChatArgs, variable: Option<OsString>) -> Result<Option<ApiKey>, String> {
+    if let Some(key) = &args.key {
+        return Ok(Some(key.clone()));
+    }
+    if let Some(path) = &args.key_file {
+        let key = ApiKey::new(&files::read(path, MOST_KEY)?);
+        if key.is_empty() {
+            return Err(format!("{} holds no key", path.display()));
+        }
+        return Ok(Some(key));
+    }
+    match variable.map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(ApiKey::new(&text)).filter(|key| !key.is_empty())),
+        Some(Err(_)) => Err(format!("{KEY_VARIABLE} is not UTF-8")),
+    }
+}
+
 fn well_formed(url: &str) -> Result<String, EndpointError> {
     Endpoint::parse(url).map(|_| url.trim().to_owned())
 }
@@ -222,8 +274,13 @@ fn endpoint(args: &ChatArgs) -> Result<Endpoint, String> {
 }
 
 /// The client, and a request with everything but the user's words.
-async fn prepare(endpoint: Endpoint, args: ChatArgs) -> anyhow::Result<(Client, ChatRequest)> {
+async fn prepare(
+    endpoint: Endpoint,
+    api_key: Option<ApiKey>,
+    args: ChatArgs,
+) -> anyhow::Result<(Client, ChatRequest)> {
     let options = Options {
+        api_key,
         insecure: args.insecure,
         resume: true,
         ..transport(&args).into()
@@ -412,7 +469,7 @@ mod tests {
                     --max-tokens 9 --seed 7 --stop x --stop y hello";
         let line: Vec<_> = line.split_whitespace().collect();
         let args = args(&line);
-        let (_, request) = prepare(endpoint(&args).unwrap(), args).await.unwrap();
+        let (_, request) = prepare(endpoint(&args).unwrap(), None, args).await.unwrap();
         let expected = ChatRequest {
             model: Some("m".to_owned()),
             messages: vec![Message::new("system", "s")],
@@ -425,6 +482,29 @@ mod tests {
             stop: vec!["x".to_owned(), "y".to_owned()],
         };
         assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn the_key_comes_from_a_flag_a_file_or_the_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "sgk_file\n").unwrap();
+        let file = path.to_str().unwrap();
+        let of = |line: &[&str], variable: Option<&str>| {
+            api_key(&args(line), variable.map(OsString::from))
+        };
+        let is = |key: &str| Ok(Some(ApiKey::new(key)));
+        assert_eq!(of(&[], None), Ok(None));
+        assert_eq!(of(&[], Some("")), Ok(None));
+        assert_eq!(of(&[], Some("sgk_env")), is("sgk_env"));
+        assert_eq!(of(&["--key", "sgk_flag"], Some("sgk_env")), is("sgk_flag"));
+        assert_eq!(of(&["--key-file", file], Some("sgk_env")), is("sgk_file"));
+        std::fs::write(&path, "\n").unwrap();
+        assert!(of(&["--key-file", file], None).is_err());
+        assert!(of(&["--key-file", "/nowhere"], None).is_err());
+        let both = Cli::try_parse_from(["chat", "--key", "a", "--key-file", "b"]);
+        assert!(both.is_err());
+        assert!(!format!("{:?}", args(&["--key", "sgk_flag"])).contains("sgk_flag"));
     }
 
     #[test]

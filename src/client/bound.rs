@@ -1,12 +1,14 @@
 //! Requests over QUIC: one connection for all, and what makes early data safe to send on the next.
 //!
 //! ```text
-//! first connection        POST /v1/bind gives a token, good for this TLS session and what resumes it
+//! first connection        POST /v1/bind, with the key of whoever asks, gives a token, good for this TLS
+//!                         session and what resumes it
 //! each further request    the token, and a proof made with a key of the very connection it goes on
 //! next connection         the same with the early key, in the first flight: an answer after one round trip
 //! ```
 //!
-//! A server without `/v1/bind` gets no tokens, no proofs and no early data. Sessions and the token are kept
+//! A server without `/v1/bind`, or that gives us no token there, gets no tokens, no proofs and no early data,
+//! but the key with each request. Sessions and the token are kept
 //! in memory and end with the client.
 
 use std::fmt;
@@ -15,7 +17,7 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::{AUTHORIZATION, HeaderName};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -52,8 +54,8 @@ pub(super) struct Shared {
 struct Known {
     /// The newest token, and whose.
     token: Option<(Arc<str>, SocketAddr)>,
-    /// The server has no `/v1/bind`.
-    is_unknown: bool,
+    /// The server has no `/v1/bind`, or not for us.
+    is_unbindable: bool,
 }
 
 /// A connection and the token that holds on it.
@@ -74,7 +76,7 @@ impl Shared {
             let bound = self.connection(to, may_be_early).await?;
             let connection = &bound.connection;
             let is_early = connection.state() == Handshake::Running;
-            let is_signed = bound.sign(&mut request);
+            let is_signed = bound.sign(&mut request, to.key);
             // Early and signed, it may have been served; without that it was held, and dropped.
             let silence = if is_early && is_signed && !request.method.is_safe() {
                 Fault::Unanswered
@@ -97,7 +99,7 @@ impl Shared {
                 {
                     may_bind = false;
                     self.unbind(&bound);
-                    bind(&bound, to.server, &self.known).await;
+                    bind(&bound, to.server, to.key, &self.known).await;
                 }
                 Ok(answer) => return Ok(answer),
                 Err(Unsent::Leaving) => self.forget(&bound).await,
@@ -144,23 +146,24 @@ impl Shared {
             connection,
             token: StdMutex::new(token),
         });
-        self.bind_later(&bound, to.server);
+        self.bind_later(&bound, to);
         *current = Some(Arc::clone(&bound));
         Ok(bound)
     }
 
     /// Asks for a token if this connection begins a new TLS session.
-    fn bind_later(&self, bound: &Arc<Bound>, server: &Endpoint) {
-        if lock(&self.known).is_unknown {
+    fn bind_later(&self, bound: &Arc<Bound>, to: To<'_>) {
+        if lock(&self.known).is_unbindable {
             return;
         }
-        let (bound, server, known) = (Arc::clone(bound), server.clone(), Arc::clone(&self.known));
+        let (bound, known) = (Arc::clone(bound), Arc::clone(&self.known));
+        let (server, key) = (to.server.clone(), to.key.cloned());
         let mut task = JoinSet::new();
         task.spawn(async move {
             let state = bound.connection.established().await;
             let is_new = matches!(state, Handshake::Full | Handshake::Rejected);
             if is_new && bound.connection.is_open() {
-                bind(&bound, &server, &known).await;
+                bind(&bound, &server, key.as_ref(), &known).await;
             }
         });
         *lock(&self.binding) = task;
@@ -193,10 +196,14 @@ impl Shared {
 }
 
 impl Bound {
-    /// Puts token and proof on a request, or takes those of an earlier attempt off. Whether it has them.
-    fn sign(&self, request: &mut Request) -> bool {
+    /// Puts token and proof on a request, or in place of those of an earlier attempt the key. Whether it has
+    /// the former.
+    fn sign(&self, request: &mut Request, key: Option<&HeaderValue>) -> bool {
         request.headers.remove(AUTHORIZATION);
         request.headers.remove(PROOF);
+        if let Some(key) = key {
+            request.headers.insert(AUTHORIZATION, key.clone());
+        }
         let token = lock(&self.token).clone();
         let (Some(token), Some(key)) = (token, self.connection.key()) else {
             return false;
@@ -217,17 +224,28 @@ impl Bound {
 }
 
 /// Asks for a token for the TLS session of a connection. Without one, requests go unbound.
-async fn bind(bound: &Bound, server: &Endpoint, known: &StdMutex<Known>) {
+async fn bind(
+    bound: &Bound,
+    server: &Endpoint,
+    key: Option<&HeaderValue>,
+    known: &StdMutex<Known>,
+) {
     #[derive(Deserialize)]
     struct Sealed {
         token: String,
     }
     let request = Request::post(server.path("bind"), "application/json", Vec::new());
+    let request = request.keyed(key);
     let asked = async {
         let answer = bound.connection.send(server, &request).await.ok()?;
-        let status = answer.status;
-        if status == StatusCode::NOT_FOUND || status == StatusCode::METHOD_NOT_ALLOWED {
-            lock(known).is_unknown = true;
+        if matches!(
+            answer.status,
+            StatusCode::NOT_FOUND
+                | StatusCode::METHOD_NOT_ALLOWED
+                | StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
+        ) {
+            lock(known).is_unbindable = true;
         }
         let body = answer.accepted().await.ok()?.document().await.ok()?;
         serde_json::from_slice::<Sealed>(&body).ok()

@@ -17,7 +17,7 @@ use super::exchange::{Answer, Request};
 use super::feed::Feed;
 use super::quic::{Fault, To};
 use super::stream::{ChatStream, EVENT_STREAM, Frames};
-use super::{ChatRequest, Endpoint, Model, Options, Transport, http1, http2, tls};
+use super::{ApiKey, ChatRequest, Endpoint, Model, Options, Transport, http1, http2, tls};
 use crate::wire::sluice::FRAMES;
 
 /// How long a request may take whose answer nobody waits for: a person may wait for its end.
@@ -193,6 +193,9 @@ impl Inner {
     pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
         let tls = self.tls().await?;
         let tcp = tls.map(|tls| &tls.tcp);
+        let key = self.options.api_key.as_ref().map(ApiKey::header);
+        let key = key.transpose()?;
+        let request = &request.keyed(key.as_ref());
         match (self.transport(), tls) {
             (Transport::Http1, _) => http1::send(&self.endpoint, tcp, request).await,
             (Transport::Http2, _) => self.http2.send(&self.endpoint, tcp, request).await,
@@ -203,6 +206,7 @@ impl Inner {
                     transport,
                     tls: &tls.quic,
                     patience: self.options.quic_patience,
+                    key: key.as_ref(),
                 };
                 match self.quic.send(to, request).await {
                     Ok(answer) => Ok(answer),

@@ -53,7 +53,7 @@ pub enum Error {
         authority: String,
     },
     /// The server answered with a status other than success.
-    #[error("the server answered {status}: {message}{}", wait(*.retry_after))]
+    #[error("the server answered {status}: {message}{}{}", wait(*.retry_after), ask_for_key(*.status))]
     Refused {
         /// The status.
         status: StatusCode,
@@ -103,6 +103,9 @@ pub enum Error {
     /// One event of the stream is larger than the client reads.
     #[error(transparent)]
     EventTooLarge(#[from] sse::TooLarge),
+    /// The API key is empty, or holds what no header may hold.
+    #[error("the API key is not one: keys are visible ASCII characters without spaces")]
+    Key,
     /// The request cannot be put into HTTP.
     #[error("the request cannot be sent")]
     Request(#[from] hyper::http::Error),
@@ -192,6 +195,14 @@ fn advice(is_local: bool) -> &'static str {
     }
 }
 
+fn ask_for_key(status: StatusCode) -> &'static str {
+    if status == StatusCode::UNAUTHORIZED {
+        " (a key goes into SLUICEGATE_API_KEY, or into a file that --key-file names)"
+    } else {
+        ""
+    }
+}
+
 fn wait(after: Option<Duration>) -> String {
     after.map_or_else(String::new, |after| {
         format!(" (try again in {} s)", after.as_secs_f64().ceil())
@@ -233,6 +244,10 @@ mod tests {
             "the server answered 429 Too Many Requests: no reason given"
         );
         assert!(error("two\nlines", None).ends_with(": two lines"));
+        let error = Error::refused(StatusCode::UNAUTHORIZED, None, b"Who are you?").to_string();
+        assert!(
+            error.starts_with("the server answered 401 Unauthorized: Who are you? (a key goes")
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One request and its answer, whatever carries them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -57,6 +58,16 @@ impl Request {
         let mut request = Self::get(path, "*/*");
         request.method = Method::DELETE;
         request
+    }
+
+    /// The same with the key of whoever asks, if there is one.
+    pub(super) fn keyed(&self, key: Option<&HeaderValue>) -> Cow<'_, Self> {
+        let Some(key) = key else {
+            return Cow::Borrowed(self);
+        };
+        let mut keyed = self.clone();
+        keyed.headers.insert(header::AUTHORIZATION, key.clone());
+        Cow::Owned(keyed)
     }
 
     /// A header of ours: its value is never outside of what a header may hold.

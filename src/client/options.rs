@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use super::ApiKey;
+
 /// What to speak to the server. Everything that a client can ask is the same over each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Transport {
@@ -42,6 +44,8 @@ impl Transport {
 pub struct Options {
     /// What to speak.
     pub transport: Transport,
+    /// Who asks, for servers that want to know: sent with every request.
+    pub api_key: Option<ApiKey>,
     /// Whether any certificate is taken for the server's. Then TLS keeps nobody out who can put himself
     /// between: for a server on this machine, and for tests.
     pub insecure: bool,
@@ -59,6 +63,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             transport: Transport::default(),
+            api_key: None,
             insecure: false,
             certificates: Vec::new(),
             resume: false,

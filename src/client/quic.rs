@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::watch;
@@ -47,6 +48,8 @@ pub(super) struct To<'a> {
     pub(super) tls: &'a rustls::ClientConfig,
     /// For the handshake.
     pub(super) patience: Duration,
+    /// What the server knows us by without a token.
+    pub(super) key: Option<&'a HeaderValue>,
 }
 
 /// One connection, closed when the last holder drops it.

@@ -158,6 +158,29 @@ async fn the_request_is_openais() {
 }
 
 #[tokio::test]
+async fn a_key_goes_with_every_request() {
+    for transport in BOTH {
+        let mut server = Server::start().await;
+        let endpoint = Endpoint::parse(&format!("http://{}", server.address)).unwrap();
+        let options = Options {
+            api_key: Some(ApiKey::new("sgk_1")),
+            ..transport.into()
+        };
+        let client = Client::new(endpoint, options);
+        for _ in 0..2 {
+            let list = r#"{"data":[]}"#;
+            let (models, asked) = tokio::join!(
+                client.models(),
+                server.answer(200, "application/json", list)
+            );
+            assert!(models.unwrap().is_empty());
+            assert_eq!(asked.headers()["authorization"], "Bearer sgk_1");
+        }
+        assert!(!format!("{client:?}").contains("sgk_1"));
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_ends_early_is_told_from_a_good_end() {
     for transport in BOTH {
         let mut server = Server::start().await;

@@ -40,7 +40,7 @@ pub(super) struct Key {
     /// What tokens call it; a set's keys may have no name.
     pub(super) id: Option<Box<str>>,
     pub(super) algorithm: library::Algorithm,
-    pub(super) key: DecodingKey,
+    pub(super) decoding: DecodingKey,
     /// What the library checks in tokens of this key.
     pub(super) validation: Validation,
 }
@@ -66,7 +66,7 @@ pub(super) fn load(settings: &Jwt) -> Result<Box<[Key]>, Fault> {
         keys.push(Key {
             id,
             algorithm: algorithm.into(),
-            key,
+            decoding: key,
             validation: validation(settings, algorithm),
         });
     };
@@ -92,7 +92,7 @@ pub(super) fn load(settings: &Jwt) -> Result<Box<[Key]>, Fault> {
                 }
                 // A set may hold keys for other purposes and other readers (RFC 7517, section 5).
                 Err(reason) => {
-                    tracing::warn!(id, reason, "a key of auth.jwt.jwks_file is not used")
+                    tracing::warn!(id, reason, "a key of auth.jwt.jwks_file is not used");
                 }
             }
         }

@@ -10,6 +10,7 @@ struct World {
     endpoint: Endpoint,
     tls: rustls::ClientConfig,
     shared: Arc<Shared>,
+    key: Option<HeaderValue>,
 }
 
 impl World {
@@ -22,19 +23,21 @@ impl World {
             endpoint,
             tls: tls::Configs::new(&options).unwrap().quic,
             shared: Arc::new(Shared::default()),
+            key: None,
         }
     }
 
     /// Sends a request, in a task of its own.
     fn ask(&self) -> tokio::task::JoinHandle<StatusCode> {
         let (shared, tls) = (Arc::clone(&self.shared), self.tls.clone());
-        let endpoint = self.endpoint.clone();
+        let (endpoint, key) = (self.endpoint.clone(), self.key.clone());
         tokio::spawn(async move {
             let to = To {
                 server: &endpoint,
                 transport: Transport::Quic,
                 tls: &tls,
                 patience: testing::options().quic_patience,
+                key: key.as_ref(),
             };
             let request = Request::post("/v1/x?y=z".to_owned(), "*/*", b"{}".to_vec());
             match shared.send(to, &request).await {
@@ -215,7 +218,7 @@ async fn a_server_that_knows_no_tokens_is_not_asked_again() {
     paths.sort();
     assert_eq!(paths, ["/v1/bind", "/v1/x?y=z"]);
     assert_eq!(answered.await.unwrap(), 404);
-    while !lock(&world.shared.known).is_unknown {
+    while !lock(&world.shared.known).is_unbindable {
         tokio::task::yield_now().await;
     }
     world.hang_up().await;
@@ -228,4 +231,65 @@ async fn a_server_that_knows_no_tokens_is_not_asked_again() {
         assert_eq!(answered.await.unwrap(), 200);
     }
     assert_eq!(world.state().await, Handshake::Full);
+}
+
+#[tokio::test]
+async fn a_key_is_shown_for_the_token_and_the_token_from_then_on() {
+    let mut world = World::new();
+    world.key = Some(HeaderValue::from_static("Bearer sgk_1"));
+    let answered = world.ask();
+    for _ in 0..2 {
+        // The request and the one for the token, in any order.
+        let asked = world.server.asked().await;
+        assert_eq!(asked.header("authorization"), "Bearer sgk_1");
+        if asked.head.path == "/v1/bind" {
+            asked.bind().await;
+        } else {
+            asked.answer(200, "{}").await;
+        }
+    }
+    assert_eq!(answered.await.unwrap(), 200);
+    while !world.is_bound() {
+        tokio::task::yield_now().await;
+    }
+    let answered = world.ask();
+    let asked = world.server.asked().await;
+    assert!(is_bound(&asked));
+    assert_eq!(asked.judge().decision, Decision::Serve);
+    // Its time may have come: then the key is shown again, for the next one.
+    asked.answer(401, "{}").await;
+    let asked = world.server.asked().await;
+    assert_eq!(asked.head.path, "/v1/bind");
+    assert_eq!(asked.header("authorization"), "Bearer sgk_1");
+    asked.answer(401, "{}").await;
+    let asked = world.server.asked().await;
+    assert_eq!(asked.header("authorization"), "Bearer sgk_1");
+    asked.answer(200, "{}").await;
+    assert_eq!(answered.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn who_gets_no_token_shows_the_key_with_each_request() {
+    for status in [401, 403] {
+        let mut world = World::new();
+        world.key = Some(HeaderValue::from_static("Bearer sgk_1"));
+        let answered = world.ask();
+        for _ in 0..2 {
+            let asked = world.server.asked().await;
+            let is_bind = asked.head.path == "/v1/bind";
+            asked.answer(if is_bind { status } else { 200 }, "{}").await;
+        }
+        assert_eq!(answered.await.unwrap(), 200);
+        while !lock(&world.shared.known).is_unbindable {
+            tokio::task::yield_now().await;
+        }
+        world.hang_up().await;
+        let answered = world.ask();
+        let asked = world.server.asked().await;
+        assert_eq!(asked.head.path, "/v1/x?y=z");
+        assert_eq!(asked.header("authorization"), "Bearer sgk_1");
+        assert!(!is_bound(&asked) && !asked.is_early);
+        asked.answer(200, "{}").await;
+        assert_eq!(answered.await.unwrap(), 200);
+    }
 }
