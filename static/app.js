@@ -72,6 +72,7 @@ async function loadModels() {
 		$("models-reason").textContent = error.message;
 		$("models-failed").hidden = false;
 		$("examples").hidden = true;
+		if (error.status === 401) askForKey(error, loadModels);
 	}
 }
 
@@ -97,6 +98,7 @@ function saveSettings() {
 	remember(local, "settings", JSON.stringify(Object.fromEntries(kept)));
 	// A key is worth more than a preference: it lasts as long as the tab.
 	remember(session, "key", $("key").value);
+	$("key-forget").hidden = !$("key").value;
 }
 
 function restoreSettings() {
@@ -107,7 +109,48 @@ function restoreSettings() {
 		// Written by something else: start with the defaults.
 	}
 	$("key").value = recall(session, "key") ?? "";
+	$("key-forget").hidden = !$("key").value;
 }
+
+// ---- The key
+
+/** What failed without a key: done again once there is one. */
+let onceKnown = null;
+
+/** Asks who is there, after a 401. */
+function askForKey(error, again) {
+	const refused = $("key").value !== "";
+	$("ask-title").textContent = refused ? "This key was not accepted" : "This gateway asks for a key";
+	$("ask-reason").textContent = error.message;
+	$("ask-key").value = "";
+	$("ask-forget").hidden = !refused;
+	onceKnown = again;
+	if (!$("ask").open) $("ask").showModal();
+}
+
+function useKey(key) {
+	$("key").value = key;
+	saveSettings();
+	$("ask").close();
+}
+
+function forgetKey() {
+	// The button goes away under the focus.
+	if (document.activeElement === $("key-forget")) $("key").focus();
+	useKey("");
+	announce("The key was forgotten.");
+}
+
+$("ask-form").addEventListener("submit", (event) => {
+	event.preventDefault();
+	useKey($("ask-key").value);
+	onceKnown?.();
+});
+$("ask-close").addEventListener("click", () => $("ask").close());
+$("ask").addEventListener("close", () => {
+	$("ask-key").value = "";
+});
+for (const id of ["ask-forget", "key-forget"]) $(id).addEventListener("click", forgetKey);
 
 /** On a narrow page, where they are a sheet; on a wide one they are always there. */
 function showSettings(open) {
@@ -199,7 +242,10 @@ async function answer() {
 		stream.end(outcome);
 	} catch (error) {
 		if (error.name === "AbortError") stream.end({ stopped: true });
-		else stream.end({ error });
+		else {
+			stream.end({ error });
+			if (error.status === 401 && turns.includes(stream.turn)) askForKey(error, again);
+		}
 	}
 	if (running === stream) {
 		running = null;
@@ -466,7 +512,7 @@ $("composer").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", () => running?.abort.abort());
 document.addEventListener("keydown", (event) => {
-	if (event.key !== "Escape" || event.isComposing) return;
+	if (event.key !== "Escape" || event.isComposing || $("ask").open) return;
 	if ($("settings").classList.contains("open")) showSettings(false);
 	else running?.abort.abort();
 });

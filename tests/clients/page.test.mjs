@@ -11,6 +11,31 @@ const args = [
   "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ];
 
+/** In the page: texts of these nodes that stand out too little from their ground (WCAG 2.2, 1.4.3). */
+function faint(nodes) {
+  const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const light = (colour) => {
+    probe.fillStyle = colour;
+    probe.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...probe.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const { backgroundColor } = getComputedStyle(node);
+      if (!/^rgba\(.*, 0\)$|transparent/.test(backgroundColor)) return backgroundColor;
+    }
+    return "white";
+  };
+  return [...document.querySelectorAll(nodes)]
+    .filter((node) => node.checkVisibility() && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+    .map((node) => {
+      const [a, b] = [light(getComputedStyle(node).color), light(ground(node))].sort((x, y) => y - x);
+      return [node.textContent.slice(0, 20), Number(((a + 0.05) / (b + 0.05)).toFixed(2))];
+    })
+    .filter(([, ratio]) => ratio < 4.5);
+}
+
 describe("the page", needs(missingProgram(executablePath)), () => {
   let browser;
   before(async () => {
@@ -180,6 +205,74 @@ describe("the page", needs(missingProgram(executablePath)), () => {
     await context.close();
   });
 
+  /** A gateway that asks for this key, and a page on it. */
+  async function asked(key, body, options = {}) {
+    const context = await browser.newContext({ viewport: { width: 390, height: 844 }, ...options });
+    const page = await context.newPage();
+    const believed = { key };
+    await page.route("**/v1/**", (route) => (route.request().headers().authorization === `Bearer ${believed.key}` ? route.continue() : route.fulfill({
+      status: 401,
+      json: { error: { message: "You are not known here.", type: "authentication_error", param: null, code: "invalid_api_key" } },
+    })));
+    await page.goto(`${url}/?model=scripted`);
+    await body(page, page.getByRole("dialog"), believed);
+    await context.close();
+  }
+
+  test("asks for a key, keeps it in the tab, and forgets it", async () => {
+    await asked("sgk_right", async (page, dialog, believed) => {
+      await dialog.waitFor();
+      assert.match(await dialog.textContent(), /This gateway asks for a key.*You are not known here\./s);
+      await dialog.getByLabel("API key").fill("sgk_wrong");
+      await page.keyboard.press("Enter");
+      await dialog.getByText("This key was not accepted").waitFor();
+      await dialog.getByLabel("API key").fill("sgk_right");
+      await dialog.getByRole("button", { name: "Use this key" }).click();
+      await dialog.waitFor({ state: "hidden" });
+      await page.waitForFunction(() => !document.querySelector("#model").disabled);
+      await say(page, "Hello!");
+      await ended(page);
+      assert.ok(await length(page) > 0);
+      const stored = () => page.evaluate(() => [sessionStorage.getItem("sluicegate.key"), Object.values(localStorage).join().includes("sgk_")]);
+      assert.deepEqual(await stored(), ["sgk_right", false]);
+      await page.reload();
+      await page.waitForFunction(() => !document.querySelector("#model").disabled);
+      assert.ok(await dialog.isHidden());
+
+      // It is taken from the file of keys: the next answer asks, and goes on with the new one.
+      believed.key = "sgk_next";
+      await say(page, "Hello!");
+      await dialog.getByText("This key was not accepted").waitFor();
+      await dialog.getByLabel("API key").fill("sgk_next");
+      await page.keyboard.press("Enter");
+      await ended(page);
+      await page.waitForFunction(() => document.querySelector(".turn.assistant .said")?.textContent);
+      assert.equal(await page.locator(".notice.failed").count(), 0);
+
+      await page.getByRole("button", { name: "Settings" }).click();
+      await page.getByRole("button", { name: "Forget the key" }).click();
+      assert.deepEqual(await stored(), [null, false]);
+      assert.ok(await page.getByRole("button", { name: "Forget the key" }).isHidden());
+    });
+  });
+
+  for (const width of [390, 1280]) {
+    for (const colorScheme of ["light", "dark"]) {
+      test(`asks for a key readably on ${width} pixels in the ${colorScheme} theme`, async () => {
+        await asked("sgk_right", async (page, dialog) => {
+          await dialog.waitFor();
+          const box = await dialog.boundingBox();
+          assert.ok(box.x >= 8 && box.x + box.width <= width - 8 && box.y >= 0 && box.y + box.height <= 844, JSON.stringify(box));
+          assert.deepEqual(await page.evaluate(faint, "#ask, #ask *"), []);
+          assert.equal(await page.evaluate(() => document.activeElement.id), "ask-key");
+          await page.keyboard.press("Escape");
+          await dialog.waitFor({ state: "hidden" });
+          assert.match(await page.getByRole("alert").textContent(), /You are not known here/);
+        }, { viewport: { width, height: 844 }, colorScheme });
+      });
+    }
+  }
+
   test("reads events wherever the bytes are cut, like an EventSource", async () => {
     await visit(null, async (page) => {
       const wrong = await page.evaluate(async () => {
@@ -306,30 +399,7 @@ describe("the page", needs(missingProgram(executablePath)), () => {
           await ended(page);
           const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
           assert.ok(overflow <= 0, `${overflow} pixels too wide`);
-          const faint = await page.evaluate(() => {
-            const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-            const light = (colour) => {
-              probe.fillStyle = colour;
-              probe.fillRect(0, 0, 1, 1);
-              const [r, g, b] = [...probe.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-              return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-            };
-            const ground = (node) => {
-              for (; node; node = node.parentElement) {
-                const { backgroundColor } = getComputedStyle(node);
-                if (!/^rgba\(.*, 0\)$|transparent/.test(backgroundColor)) return backgroundColor;
-              }
-              return "white";
-            };
-            return [...document.querySelectorAll("body *")]
-              .filter((node) => node.checkVisibility() && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
-              .map((node) => {
-                const [a, b] = [light(getComputedStyle(node).color), light(ground(node))].sort((x, y) => y - x);
-                return [node.textContent.slice(0, 20), Number(((a + 0.05) / (b + 0.05)).toFixed(2))];
-              })
-              .filter(([, ratio]) => ratio < 4.5);
-          });
-          assert.deepEqual(faint, []);
+          assert.deepEqual(await page.evaluate(faint, "body *"), []);
         }, { viewport: { width, height: 844 }, colorScheme });
       });
     }
