@@ -14,8 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::auth::files::Files;
-use crate::auth::{Callers, Gate};
+use crate::auth::{self, Callers, Gate};
 use crate::config::Config;
 use crate::engine::Plan;
 use crate::gateway::settings::Drain;
@@ -93,16 +92,6 @@ impl App {
         let metrics = Arc::new(Metrics::new(registry.names())?);
         let upkeep = metrics.start_upkeep()?;
         let watch = Watch::new();
-        // Before its first reading, so that no change is missed.
-        let key_file = config
-            .auth
-            .keys_file
-            .as_ref()
-            .map(|path| Files::new([path]));
-        let callers = Callers::new(&config.auth).map_err(|wrong| {
-            let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!(texts.join("\n"))
-        })?;
         let limiter = Arc::new(Limiter::new(
             &config.limits,
             registry.names(),
@@ -115,7 +104,7 @@ impl App {
                 registry: registry.clone(),
                 watch: watch.clone(),
                 metrics: metrics.clone(),
-                callers: Arc::new(callers),
+                callers: callers(&config.auth)?,
                 limiter: limiter.clone(),
             },
             &config.stream,
@@ -184,7 +173,7 @@ impl App {
             }
             (paths, OPS_CONNECTIONS)
         })?;
-        let following = gateway.clone().follow_callers(key_file);
+        let following = gateway.clone().follow_callers();
 
         let (done, loaded) = watch::channel(None);
         let keeping = tokio::spawn({
@@ -416,6 +405,14 @@ fn connections(config: &Config) -> usize {
     usize::try_from(room)
         .unwrap_or(usize::MAX)
         .min(Semaphore::MAX_PERMITS)
+}
+
+fn callers(auth: &auth::config::Auth) -> anyhow::Result<Arc<Callers>> {
+    let callers = Callers::new(auth).map_err(|wrong| {
+        let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!(texts.join("\n"))
+    })?;
+    Ok(Arc::new(callers))
 }
 
 fn plans(config: &Config) -> Vec<Plan> {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::config::{Auth, OnRemoved};
-use super::files;
+use super::files::{self, Files};
+use super::jwt::{self, Jwt};
 use super::keys::{self, KeyEntry, Keys, usual_scopes};
 use super::token::Grant;
 use crate::generation::{Caller, Failure, Kind, Rights};
@@ -53,8 +54,10 @@ pub struct Callers {
     on_removed: OnRemoved,
     inline: Vec<KeyEntry>,
     file: Option<PathBuf>,
+    files: Option<Files>,
     /// Replaced whole when the file changes.
     keys: RwLock<Arc<Keys>>,
+    jwt: Option<Arc<Jwt>>,
 }
 
 /// A key that cannot be used, and where it is written.
@@ -71,6 +74,8 @@ pub enum Unusable {
     },
     /// In the file, or the file itself; the message says where.
     File(String),
+    /// The keys of JWTs.
+    Jwt(jwt::KeysError),
 }
 
 impl fmt::Display for Unusable {
@@ -82,24 +87,31 @@ impl fmt::Display for Unusable {
                 message,
             } => write!(f, "auth.keys[{index}].{field}: {message}"),
             Self::File(message) => f.write_str(message),
+            Self::Jwt(error) => error.fmt(f),
         }
     }
 }
 
 impl Callers {
-    /// What the section believes; reads its key file.
+    /// What the section believes; reads its files.
     ///
     /// # Errors
     /// Everything that is wrong with the keys.
     pub fn new(auth: &Auth) -> Result<Self, Vec<Unusable>> {
+        // Before the first reading, so that no change is missed.
+        let files = auth.keys_file.as_ref().map(|path| Files::new([path]));
         let keys = read(&auth.keys, auth.keys_file.as_deref())?;
+        let jwt = auth.jwt.clone().map(Jwt::new).transpose();
+        let jwt = jwt.map_err(|error| vec![Unusable::Jwt(error)])?;
         Ok(Self {
             is_on: auth.is_on(),
             allow_anonymous: auth.allow_anonymous,
             on_removed: auth.on_removed,
             inline: auth.keys.clone(),
             file: auth.keys_file.clone(),
+            files,
             keys: RwLock::new(Arc::new(keys)),
+            jwt: jwt.map(Arc::new),
         })
     }
 
@@ -118,6 +130,12 @@ impl Callers {
         let old = std::mem::replace(&mut *held, new.clone());
         drop(held);
         Ok(old.gone_in(&new, today))
+    }
+
+    /// What follows the key file, if there is one.
+    #[must_use]
+    pub fn files(&self) -> Option<Files> {
+        self.files.clone()
     }
 
     /// Whether callers are asked who they are.
@@ -156,8 +174,17 @@ impl Callers {
         })
     }
 
+    /// What judges JWTs, if they are believed.
+    #[must_use]
+    pub fn jwt(&self) -> Option<&Arc<Jwt>> {
+        self.jwt.as_ref()
+    }
+
     /// Whoever a secret belongs to.
     fn credential(&self, text: &str, today: u64) -> Result<Caller, Failure> {
+        if let Some(jwt) = self.jwt.as_ref().filter(|_| looks_like_jwt(text)) {
+            return Ok(jwt.verify(text, today)?.caller);
+        }
         match self.keys().shown(text) {
             None => Err(invalid()),
             Some(key) if key.has_expired(today) => Err(expired()),
@@ -245,6 +272,11 @@ impl Callers {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.clone()
     }
+}
+
+/// Three parts, of which the first is a JSON object in base64url.
+fn looks_like_jwt(text: &str) -> bool {
+    text.starts_with("ey") && text.matches('.').count() == 2
 }
 
 fn read(inline: &[KeyEntry], file: Option<&Path>) -> Result<Keys, Vec<Unusable>> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use super::jwt;
 use super::keys::KeyEntry;
 
 /// `[auth]`.
@@ -16,6 +17,8 @@ pub struct Auth {
     pub keys: Vec<KeyEntry>,
     /// A file of keys, `[[keys]]`, which is followed as it changes.
     pub keys_file: Option<PathBuf>,
+    /// Tokens that somebody else issues.
+    pub jwt: Option<jwt::config::Jwt>,
     /// What becomes of the streams of a key that is removed, replaced or expires.
     pub on_removed: OnRemoved,
     /// Whether requests without a credential are served: beside keys, or for everybody at a public address.
@@ -47,6 +50,7 @@ impl Default for Auth {
         Self {
             keys: Vec::new(),
             keys_file: None,
+            jwt: None,
             on_removed: OnRemoved::End,
             allow_anonymous: false,
             max_tickets: 65_536,
@@ -64,7 +68,7 @@ impl Auth {
     /// Whether callers are asked who they are.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        !self.keys.is_empty() || self.keys_file.is_some()
+        !self.keys.is_empty() || self.keys_file.is_some() || self.jwt.is_some()
     }
 }
 

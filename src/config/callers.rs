@@ -6,6 +6,7 @@ use super::tree::Step;
 use super::{Config, key};
 use crate::auth::Callers;
 use crate::auth::callers::Unusable;
+use crate::auth::jwt::config::Jwt;
 use crate::transport::tls::config::ClientAuth;
 
 /// How to say who may come.
@@ -27,7 +28,12 @@ pub(super) fn conflicts(config: &Config) -> Vec<(Vec<Step>, String)> {
                 (place, message)
             }
             Unusable::File(message) => (vec![key("auth"), key("keys_file")], message),
+            // Told below, with its place.
+            Unusable::Jwt(_) => continue,
         });
+    }
+    for (name, message) in auth.jwt.iter().flat_map(Jwt::conflicts) {
+        found.push((vec![key("auth"), key("jwt"), key(name)], message));
     }
     if auth.is_on() {
         return found;

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
-use std::future;
 use std::sync::Arc;
 
 use super::Gateway;
 use crate::auth::Shown;
 use crate::auth::callers::{invalid, missing, removed};
 use crate::auth::config::OnRemoved;
-use crate::auth::files::{Files, LOOK_EVERY};
+use crate::auth::files::LOOK_EVERY;
 use crate::generation::{Caller, Failure, Kind, Scopes, clock};
 
 impl Gateway {
@@ -113,9 +112,9 @@ impl Gateway {
         tracing::info!(reason, "a request was refused for who asks");
     }
 
-    /// Follows the key file, if there is one, and the calendar: ends what the callers stream whose keys are
+    /// Follows the files of keys and the calendar: ends what the callers stream whose keys are
     /// removed or expire, unless that may finish. Runs for as long as it is polled.
-    pub async fn follow_callers(self: Arc<Self>, file: Option<Files>) -> Infallible {
+    pub async fn follow_callers(self: Arc<Self>) -> Infallible {
         let gateway = self.clone();
         let reread = move || {
             let today = clock::unix_seconds();
@@ -128,12 +127,18 @@ impl Gateway {
             Ok(())
         };
         let following = async {
-            match file {
-                Some(file) => file.follow(reread).await,
-                None => future::pending().await,
+            if let Some(files) = self.parts.callers.files() {
+                files.follow(reread).await;
             }
         };
-        let ((), never) = tokio::join!(following, self.end_expired());
+        let metrics = self.parts.metrics.clone();
+        let jwt = async {
+            if let Some(jwt) = self.parts.callers.jwt() {
+                let told = move |is_taken| metrics.transports.keys_read(is_taken);
+                jwt.clone().follow(told).await;
+            }
+        };
+        let ((), (), never) = tokio::join!(following, jwt, self.end_expired());
         never
     }
 

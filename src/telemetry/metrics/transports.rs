@@ -48,7 +48,7 @@ impl EarlyRequest {
 }
 
 /// Why requests are refused before they come to a handler.
-const AUTH_REASONS: [&str; 14] = [
+const AUTH_REASONS: [&str; 15] = [
     "too_early",
     "replayed",
     "token_unknown",
@@ -63,6 +63,7 @@ const AUTH_REASONS: [&str; 14] = [
     "key_removed",
     "insufficient_scope",
     "model_not_allowed",
+    "invalid_token",
 ];
 
 /// TLS tickets at the moment of a scrape: totals since the start, but for the last two.
