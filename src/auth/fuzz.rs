@@ -1,5 +1,7 @@
 //! What a fuzzer drives: any schedule of requests, honest and not, against one gate.
 
+mod credentials;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ use super::early::Decision;
 use super::gate::{Arrival, Gate};
 use super::session::Session;
 use crate::generation::Caller;
+
+pub use self::credentials::credentials;
 
 const CONNECTIONS: usize = 3;
 const TODAY: u64 = 1_700_000_000;

@@ -120,6 +120,15 @@ fn a_key_that_cannot_be_used_is_told_with_its_place() {
         "{scope}"
     );
     assert!(scope.contains("there is no scope \"admin\""), "{scope}");
+    let jwt = problems(&sources("[auth.jwt]\njwks_file = '/no/such/file'"));
+    assert!(
+        jwt.contains("test.toml:2: auth.jwt.jwks_file: cannot read"),
+        "{jwt}"
+    );
+    assert!(
+        jwt.contains("auth.jwt.audience: must name this service"),
+        "{jwt}"
+    );
     let none = problems(&sources("[auth]\nkeys_file = '/no/such/file'"));
     assert!(
         none.contains("test.toml:2: auth.keys_file: cannot read /no/such/file"),
