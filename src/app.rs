@@ -92,13 +92,7 @@ impl App {
         let metrics = Arc::new(Metrics::new(registry.names())?);
         let upkeep = metrics.start_upkeep()?;
         let watch = Watch::new();
-        let limiter = Arc::new(Limiter::new(
-            &config.limits,
-            registry.names(),
-            Arc::new(limit::Local),
-            limit::Clock::real(),
-            metrics.clone(),
-        ));
+        let limiter = limiter(&config, &registry, &metrics);
         let gateway = Gateway::new(
             Parts {
                 registry: registry.clone(),
@@ -424,6 +418,16 @@ fn plans(config: &Config) -> Vec<Plan> {
     models
         .map(|model| Plan::configured(model, &config.engine, ring))
         .collect()
+}
+
+fn limiter(config: &Config, registry: &Registry, metrics: &Arc<Metrics>) -> Arc<Limiter> {
+    Arc::new(Limiter::new(
+        &config.limits,
+        registry.names(),
+        Arc::new(limit::Local),
+        limit::Clock::real(),
+        metrics.clone(),
+    ))
 }
 
 fn tickets(gate: &Gate) -> TicketLoad {

@@ -138,39 +138,39 @@ mod tests {
         fn it_grants_what_a_bucket_would(burst in 1..100_u64, steps in steps()) {
             let clock = Clock::fake(0);
             let cell = Tokens::new(RATE, burst);
-            let burst = burst as i64;
+            let burst = burst.cast_signed();
             let mut bucket = Bucket { level: burst, burst };
             for step in steps {
                 let at = clock.at();
                 match step {
                     Step::Take(n) => {
-                        let granted = n as i64 <= bucket.level || bucket.level == bucket.burst;
-                        let wait = (n as i64).min(bucket.burst) - bucket.level;
+                        let granted = n.cast_signed() <= bucket.level || bucket.level == bucket.burst;
+                        let wait = (n.cast_signed()).min(bucket.burst) - bucket.level;
                         match cell.take(n, at) {
                             Ok(()) => prop_assert!(granted),
                             Err(until) => {
                                 prop_assert!(!granted);
-                                prop_assert_eq!(until, Duration::from_secs(wait as u64));
+                                prop_assert_eq!(until, Duration::from_secs(wait.cast_unsigned()));
                             }
                         }
-                        bucket.level -= if granted { n as i64 } else { 0 };
+                        bucket.level -= if granted { n.cast_signed() } else { 0 };
                     }
                     Step::Charge(n) => {
-                        bucket.level -= n as i64;
+                        bucket.level -= n.cast_signed();
                         prop_assert_eq!(cell.charge(n, at), bucket.level >= 1);
                     }
                     Step::Give(n) => {
                         cell.give(n, at);
-                        bucket.level = (bucket.level + n as i64).min(bucket.burst);
+                        bucket.level = (bucket.level + n.cast_signed()).min(bucket.burst);
                     }
                     Step::Wait(seconds) => {
                         clock.advance(Duration::from_secs(seconds));
-                        bucket.level = (bucket.level + seconds as i64).min(bucket.burst);
+                        bucket.level = (bucket.level + seconds.cast_signed()).min(bucket.burst);
                     }
                 }
                 let left = cell.left(clock.at());
-                prop_assert_eq!(left.remaining, bucket.level.max(0) as u64);
-                prop_assert_eq!(left.reset.as_secs() as i64, bucket.burst - bucket.level);
+                prop_assert_eq!(left.remaining, bucket.level.max(0).cast_unsigned());
+                prop_assert_eq!(left.reset.as_secs().cast_signed(), bucket.burst - bucket.level);
                 prop_assert_eq!(cell.is_idle(clock.at()), bucket.level == bucket.burst);
             }
         }

@@ -36,14 +36,13 @@ fn told(short: &Short, what: &str) -> Failure {
     let most = most(bound);
     let unit = unit(limit);
     let name = limit.of(scope);
-    let message = match bound {
-        Bound::Places(_) => format!("{whose} {most} {unit} ({name}) is reached."),
-        _ => {
-            let after = humantime::format_duration(Duration::from_secs(
-                wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
-            ));
-            format!("{whose} {most} {unit} ({name}) {what}. Try again in {after}.")
-        }
+    let message = if let Bound::Places(_) = bound {
+        format!("{whose} {most} {unit} ({name}) is reached.")
+    } else {
+        // Whole seconds, rounded up.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let after = humantime::format_duration(Duration::from_secs(seconds));
+        format!("{whose} {most} {unit} ({name}) {what}. Try again in {after}.")
     };
     let code = match bound {
         Bound::Quota { .. } => "insufficient_quota",

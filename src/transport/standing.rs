@@ -51,7 +51,7 @@ fn write(standing: &Standing, headers: &mut HeaderMap) {
         let [limit, remaining, reset] = names.map(HeaderName::from_static);
         headers.insert(limit, left.limit.into());
         headers.insert(remaining, left.remaining.into());
-        insert(headers, reset, Go(left.reset).to_string());
+        insert(headers, reset, &Go(left.reset).to_string());
     }
     let list = |item: fn(&Left) -> String| {
         let items = standing.limits.iter();
@@ -59,13 +59,17 @@ fn write(standing: &Standing, headers: &mut HeaderMap) {
         items.collect::<Vec<_>>().join(", ")
     };
     let policy = list(|left| format!(";q={};w={}", left.limit, seconds(left.window).max(1)));
-    insert(headers, HeaderName::from_static("ratelimit-policy"), policy);
+    insert(
+        headers,
+        HeaderName::from_static("ratelimit-policy"),
+        &policy,
+    );
     let left = list(|left| format!(";r={};t={}", left.remaining, seconds(left.reset)));
-    insert(headers, HeaderName::from_static("ratelimit"), left);
+    insert(headers, HeaderName::from_static("ratelimit"), &left);
 }
 
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
-    if let Ok(value) = HeaderValue::from_str(&value) {
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
 }
@@ -131,7 +135,7 @@ mod tests {
             limit,
             remaining,
             reset: Duration::from_millis(seconds * 1000 - 500),
-            window: Duration::from_secs(60),
+            window: Duration::from_mins(1),
         };
         let (requests, tokens) = (left(60, 59, 1), left(1000, 400, 36));
         let standing = Standing {

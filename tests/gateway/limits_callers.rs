@@ -60,9 +60,9 @@ async fn so_many_requests_a_minute_and_not_one_more() {
         );
         let (name, rest) = reply.header("ratelimit").split_once(";r=").unwrap();
         assert_eq!(name, r#""caller.requests_per_minute""#);
-        let (remaining, reset) = rest.split_once(";t=").unwrap();
+        let (remaining, seconds) = rest.split_once(";t=").unwrap();
         assert_eq!(remaining, left.to_string());
-        assert!((1..=60).contains(&reset.parse::<u32>().unwrap()));
+        assert!((1..=60).contains(&seconds.parse::<u32>().unwrap()));
     }
     let reply = gateway.chat("scripted", "x", "").send().await;
     assert_eq!(number(&reply, "x-ratelimit-remaining-requests"), 0);
