@@ -5,6 +5,7 @@
 
 mod child;
 pub mod config;
+mod drain;
 pub mod isolated;
 pub mod llama;
 mod ring;

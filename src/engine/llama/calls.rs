@@ -220,6 +220,11 @@ impl Worker {
             let sequence = slots.get(id as usize).and_then(Held::sequence);
             sequence.is_some_and(|s| !s.is_in_prefill() && s.generated.is_empty())
         });
+        for &(id, _) in &self.rows {
+            if let Some(sequence) = self.sequence(id) {
+                self.took_lead(ended_us.saturating_sub(sequence.admitted_us));
+            }
+        }
         self.sample_rows();
         true
     }

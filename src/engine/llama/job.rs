@@ -1,6 +1,6 @@
 //! One sequence as it is handed to the engine thread, and what that tells about itself.
 
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use super::places::Place;
 use super::prefix::{Key, Root};
 use super::sampling::Sampler;
 use crate::engine::Layout;
+use crate::engine::drain::Forecast;
 use crate::engine::ring::{End, Ring};
 use crate::generation::{Class, Failure, Kind};
 
@@ -32,6 +33,10 @@ pub(super) struct Counters {
     /// A test asks for moves wherever they save a run.
     #[cfg(test)]
     pub(super) moves_always: std::sync::atomic::AtomicBool,
+    /// Microseconds from one start out of the line to the next, 0 before that is known, and from a start
+    /// to the first token.
+    pub(super) each_us: AtomicU64,
+    pub(super) lead_us: AtomicU64,
     /// KV cells holding tokens of running sequences.
     pub(super) kv_used: AtomicU64,
     /// KV cells holding only cached prefixes.
@@ -62,6 +67,23 @@ pub(super) struct Counters {
     pub(super) shared_rows: AtomicU64,
     #[cfg(test)]
     pub(super) sampling_panics: std::sync::atomic::AtomicBool,
+}
+
+impl Counters {
+    /// Sequences accepted that do not run.
+    pub(super) fn waiting(&self) -> u32 {
+        let running = self.running.load(Relaxed);
+        self.accepted.load(Relaxed).saturating_sub(running)
+    }
+
+    /// What is expected of the waiting line.
+    pub(super) fn forecast(&self) -> Forecast {
+        let each_us = self.each_us.load(Relaxed);
+        Forecast {
+            each: (each_us > 0).then(|| Duration::from_micros(each_us)),
+            lead: Duration::from_micros(self.lead_us.load(Relaxed)),
+        }
+    }
 }
 
 /// One sequence as it is handed to the engine.

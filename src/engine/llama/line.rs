@@ -52,7 +52,8 @@ impl<T> Line<T> {
         self.len == 0
     }
 
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.len
     }
 

@@ -122,11 +122,7 @@ pub(super) fn load(
         thread: running.join.thread().clone(),
         inbox: running.inbox,
         join: Mutex::new(Some(running.join)),
-        places: Places::new(
-            running.counters.clone(),
-            settings.parallel,
-            settings.waiting,
-        ),
+        places: running.places,
         counters: running.counters,
         stopping: running.stopping,
         abort: running.abort,
@@ -288,6 +284,7 @@ struct Running {
     inbox: mpsc::SyncSender<Vec<Job>>,
     join: JoinHandle<()>,
     counters: Arc<Counters>,
+    places: Places,
     threads: Arc<Threads>,
     stopping: Arc<AtomicBool>,
     abort: Arc<AtomicBool>,
@@ -458,6 +455,7 @@ fn start(
         .recv()
         .map_err(|_| LoadError::Engine("its thread ended".into()))??;
     Ok(Running {
+        places: Places::new(counters.clone(), settings.parallel, settings.waiting),
         inbox,
         join,
         counters,

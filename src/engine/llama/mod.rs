@@ -67,8 +67,8 @@ use super::ring::{Bell, Ring};
 use super::{AdapterCard, Card, Engine, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{
-    BoxFuture, Caller, EmbedRequest, Failure, Input, Kind, Request, RerankRequest, Sampling,
-    Scores, Source, Usage, Vectors, clock,
+    BoxFuture, Caller, Deadlines, EmbedRequest, Failure, Input, Kind, Request, RerankRequest,
+    Sampling, Scores, Source, Usage, Vectors, clock,
 };
 use crate::telemetry::{ModelLoad, ModelMetrics};
 
@@ -157,7 +157,9 @@ impl LlamaEngine {
         let adapters = self.adapters.choose(&request.model, &request.adapters)?;
         // Before any work is done for it: a request that finds no place costs nothing.
         let payer = payer(request);
-        let mut places = self.places(&payer, request.choices())?.into_iter();
+        let mut places = self
+            .places(payer, &request.deadlines, request.choices())?
+            .into_iter();
         let prompts = self.prompts(&request.inputs).await?;
         let seed = settings
             .seed
@@ -267,7 +269,12 @@ impl LlamaEngine {
     }
 
     /// A place for each choice, or none. Whoever drops them gives them back.
-    fn places(&self, payer: &Payer, choices: usize) -> Result<Vec<Place>, Failure> {
+    fn places(
+        &self,
+        payer: Payer,
+        deadlines: &Deadlines,
+        choices: usize,
+    ) -> Result<Vec<Place>, Failure> {
         let count = u32::try_from(choices).unwrap_or(u32::MAX);
         if count > self.places.limit() {
             // Not a matter of load: it would be refused however long the caller waited.
@@ -279,13 +286,17 @@ impl LlamaEngine {
                 ),
             ));
         }
+        let forecast = self.counters.forecast();
+        if self.counters.waiting() > 0 {
+            forecast.check(self.places.ahead(payer), deadlines)?;
+        }
         self.places.take(payer, count).ok_or_else(|| {
             Failure::new(
                 Kind::Overloaded,
                 "All sequences of this model are busy and its waiting line is full.",
             )
             .with_code("queue_full")
-            .with_retry_after(RETRY_AFTER)
+            .with_retry_after(forecast.retry_after(self.counters.waiting()))
         })
     }
 
@@ -450,10 +461,9 @@ impl Engine for LlamaEngine {
 
     fn gauges(&self) -> Gauges {
         let counters = &self.counters;
-        let running = counters.running.load(Relaxed);
         let load = ModelLoad {
-            running,
-            waiting: counters.accepted.load(Relaxed).saturating_sub(running),
+            running: counters.running.load(Relaxed),
+            waiting: counters.waiting(),
             paused: counters.paused.load(Relaxed),
             pauses: counters.pauses.load(Relaxed),
             drafted: counters.drafted.load(Relaxed),

@@ -65,7 +65,7 @@ struct Tenants {
 const FEW: usize = 64;
 
 impl Tenants {
-    fn of(&mut self, payer: &Payer) -> Arc<Standing> {
+    fn of(&mut self, payer: Payer) -> Arc<Standing> {
         if self.standings.len() >= self.look_at.max(FEW) {
             self.standings
                 .retain(|_, standing| Arc::strong_count(standing) > 1);
@@ -99,7 +99,7 @@ impl Places {
     }
 
     /// Takes `count` places, all or none.
-    pub(super) fn take(&self, payer: &Payer, count: u32) -> Option<Vec<Place>> {
+    pub(super) fn take(&self, payer: Payer, count: u32) -> Option<Vec<Place>> {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let standing = tenants.of(payer);
         if !self.count(count, self.limit) {
@@ -135,7 +135,7 @@ impl Places {
     /// What of the line is likely to be served before the next of this tenant: all of higher classes;
     /// of its own class what its tenant has in line, and of each other tenant as much as its weight
     /// allows it in that time.
-    pub(super) fn ahead(&self, payer: &Payer) -> u64 {
+    pub(super) fn ahead(&self, payer: Payer) -> u64 {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let own_weight = u64::from(payer.weight.max(1));
         let at = payer.class as usize;
@@ -199,35 +199,35 @@ mod tests {
     fn one_tenant_alone_has_all_places_and_no_more() {
         let places = places(2, 8);
         let held: Vec<_> = (0..10)
-            .map(|_| places.take(&payer(1, 1), 1).unwrap())
+            .map(|_| places.take(payer(1, 1), 1).unwrap())
             .collect();
-        assert!(places.take(&payer(1, 1), 1).is_none());
+        assert!(places.take(payer(1, 1), 1).is_none());
         drop(held);
-        assert!(places.take(&payer(1, 1), 10).is_some());
+        assert!(places.take(payer(1, 1), 10).is_some());
     }
 
     #[test]
     fn a_full_line_has_room_for_who_has_less_until_all_have_the_same() {
         let places = places(2, 8);
-        let mut flood = places.take(&payer(1, 1), 10).unwrap();
+        let mut flood = places.take(payer(1, 1), 10).unwrap();
         flood.iter_mut().take(2).for_each(Place::begin);
         let mut held = Vec::new();
-        while let Some(place) = places.take(&payer(2, 1), 1) {
+        while let Some(place) = places.take(payer(2, 1), 1) {
             held.extend(place);
             // As the engine thread does.
             flood.pop();
         }
         assert_eq!((held.len(), flood.len()), (4, 6), "four in line each");
-        assert!(places.take(&payer(1, 1), 1).is_none(), "nor back again");
-        assert!(places.take(&payer(3, 1), 1).is_some(), "nobody is shut out");
+        assert!(places.take(payer(1, 1), 1).is_none(), "nor back again");
+        assert!(places.take(payer(3, 1), 1).is_some(), "nobody is shut out");
     }
 
     #[test]
     fn a_heavier_tenant_may_hold_more_of_the_line() {
         let places = places(0, 8);
-        let mut flood = places.take(&payer(1, 1), 8).unwrap();
+        let mut flood = places.take(payer(1, 1), 8).unwrap();
         let mut held = Vec::new();
-        while let Some(place) = places.take(&payer(2, 3), 1) {
+        while let Some(place) = places.take(payer(2, 3), 1) {
             held.extend(place);
             flood.pop();
         }
@@ -237,12 +237,12 @@ mod tests {
     #[test]
     fn what_comes_in_for_others_is_bounded_too() {
         let places = places(0, 100);
-        let _flood = places.take(&payer(1, 1), 100).unwrap();
+        let _flood = places.take(payer(1, 1), 100).unwrap();
         let held: Vec<_> = (2..200)
-            .map_while(|tenant| places.take(&payer(tenant, 1), 1))
+            .map_while(|tenant| places.take(payer(tenant, 1), 1))
             .collect();
         assert_eq!(held.len(), 50, "nobody has gone yet");
-        assert!(self::places(3, 0).take(&payer(1, 1), 4).is_none());
+        assert!(self::places(3, 0).take(payer(1, 1), 4).is_none());
     }
 
     #[test]
@@ -252,29 +252,29 @@ mod tests {
             class,
             ..payer(tenant, 1)
         };
-        let _flood = places.take(&of(1, Class::Normal), 500).unwrap();
-        let _urgent = places.take(&of(2, Class::Interactive), 7).unwrap();
-        let _idle = places.take(&of(3, Class::Background), 50).unwrap();
-        assert_eq!(places.ahead(&of(1, Class::Normal)), 507);
+        let _flood = places.take(of(1, Class::Normal), 500).unwrap();
+        let _urgent = places.take(of(2, Class::Interactive), 7).unwrap();
+        let _idle = places.take(of(3, Class::Background), 50).unwrap();
+        assert_eq!(places.ahead(of(1, Class::Normal)), 507);
         assert_eq!(
-            places.ahead(&of(4, Class::Normal)),
+            places.ahead(of(4, Class::Normal)),
             8,
             "one turn of the flood"
         );
-        assert_eq!(places.ahead(&of(4, Class::Interactive)), 1);
+        assert_eq!(places.ahead(of(4, Class::Interactive)), 1);
         let heavy = Payer {
             weight: 4,
             ..of(5, Class::Background)
         };
-        assert_eq!(places.ahead(&heavy), 507 + 1);
+        assert_eq!(places.ahead(heavy), 507 + 1);
     }
 
     #[test]
     fn tenants_that_hold_nothing_are_forgotten() {
         let places = places(1, 10);
-        let held = places.take(&payer(0, 1), 1);
+        let held = places.take(payer(0, 1), 1);
         for tenant in 1..10_000 {
-            assert!(places.take(&payer(tenant, 1), 1).is_some());
+            assert!(places.take(payer(tenant, 1), 1).is_some());
         }
         let tenants = places.tenants.lock().unwrap();
         assert!(tenants.standings.len() <= FEW);

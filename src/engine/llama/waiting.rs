@@ -8,7 +8,7 @@ use super::line::Spot;
 use super::plan::{TenantId, Waiting, due_us};
 use super::sequence::{GRID, Sequence, count};
 use super::worker::{Slot, Worker};
-use crate::generation::{Failure, Kind};
+use crate::generation::{Failure, Kind, clock};
 
 impl Worker {
     /// Puts jobs in line, but for those that were cancelled on the way here: their bell may have been
@@ -54,13 +54,15 @@ impl Worker {
                 |sequence| !sequence.resumed && sequence.parked.is_none(),
             );
             let Some(mut sequence) = largest else { return };
+            let counters = &self.setup.counters;
+            let retry_after = counters.forecast().retry_after(counters.waiting());
             sequence.job.fail(
                 Failure::new(
                     Kind::Overloaded,
                     "The waiting line is full, and this caller had the most in it when others came.",
                 )
                 .with_code("queue_full")
-                .with_retry_after(super::RETRY_AFTER),
+                .with_retry_after(retry_after),
             );
         }
     }
@@ -124,7 +126,7 @@ impl Worker {
         } = self;
         view.clear();
         let idle = pages.idle();
-        let describe = |index, sequence: &Box<Sequence>| {
+        let mut describe = |index, sequence: &Sequence| {
             let shared = sequence.expected_shared * GRID;
             view.push(Waiting {
                 index,
@@ -143,7 +145,28 @@ impl Worker {
                 resumed: sequence.resumed,
             });
         };
-        waiting.show(|sequence| sequence.is_in_line(), describe);
+        waiting.show(
+            |sequence| sequence.is_in_line(),
+            |index, sequence| describe(index, sequence),
+        );
+    }
+
+    /// Measures how fast the line drains. In this step `started` have begun, `last` of them by the plan
+    /// that saw the line last.
+    pub(super) fn look_at_line(&mut self, started: usize, last: usize) {
+        let standing = count(self.waiting_view.len().saturating_sub(last));
+        self.drain.look(clock::micros(), count(started), standing);
+        if let Some(each_us) = self.drain.each_us() {
+            self.setup.counters.each_us.store(each_us, Relaxed);
+        }
+    }
+
+    /// Takes in that a prompt was computed so long after its sequence began.
+    pub(super) fn took_lead(&self, us: u64) {
+        let lead_us = &self.setup.counters.lead_us;
+        let old = lead_us.load(Relaxed);
+        let new = if old == 0 { us } else { old - old / 8 + us / 8 };
+        lead_us.store(new, Relaxed);
     }
 
     /// How many would start if there were ids.

@@ -42,6 +42,7 @@ use super::sampling::pool::Pool;
 use super::sequence::{GRID, Sequence, count};
 use super::speculate::{Costs, DraftModel, Trials, Wanted};
 use super::vectors::Vectors;
+use crate::engine::drain::Drain;
 use crate::generation::clock;
 use crate::telemetry::ModelMetrics;
 
@@ -99,6 +100,7 @@ pub(super) fn run(mut setup: Setup, context: Context, limits: Limits) -> Option<
         batch: Batch::with_capacity(limits.batch as usize),
         slots: (0..limits.ids).map(|_| Slot::Free).collect(),
         waiting: Line::default(),
+        drain: Drain::default(),
         next_deadline: None,
         planner: Planner::default(),
         plan: Plan::default(),
@@ -184,6 +186,8 @@ pub(super) struct Worker {
     pub(super) slots: Vec<Slot>,
     /// Sequences in line.
     pub(super) waiting: Line<Box<Sequence>>,
+    /// How fast they start.
+    pub(super) drain: Drain,
     pub(super) setup: Setup,
     pub(super) context: Context,
     pub(super) limits: Limits,
@@ -241,13 +245,16 @@ impl Worker {
         self.copied_us = self.dense.spent_us;
         // Whatever is done takes the plan out of `self`: it is read while everything else changes.
         let mut plan = std::mem::take(&mut self.plan);
+        let mut started = 0;
         for _ in 0..MOST_PLANS {
             self.make_plan(&mut plan);
             self.change_hands(&plan);
+            started += plan.start.len();
             if plan.start.is_empty() {
                 break;
             }
         }
+        self.look_at_line(started, plan.start.len());
         let decoded = self.decode(&plan);
         if decoded {
             self.drop_cancelled();

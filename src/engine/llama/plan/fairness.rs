@@ -1,4 +1,5 @@
 //! Promises between tenants, as figures, in the simulated world.
+#![expect(clippy::print_stdout, reason = "the figures are what one wants to see")]
 
 use std::collections::BTreeMap;
 

@@ -25,6 +25,8 @@ mod calls;
 #[cfg(test)]
 mod fairness;
 #[cfg(test)]
+mod overload;
+#[cfg(test)]
 mod random;
 mod room;
 #[cfg(test)]

@@ -86,3 +86,64 @@ async fn a_flood_that_fills_the_line_neither_shuts_others_out_nor_goes_before_th
     }
     engine.stop().await;
 }
+
+#[tokio::test]
+async fn a_deadline_that_the_line_cannot_meet_is_refused_at_once_with_the_time_to_wait() {
+    let engine = engine(|settings| {
+        settings.parallel = 1;
+        settings.waiting = 8;
+        settings.park_memory = bytesize::ByteSize(0);
+    });
+    let mut endless = of("slow");
+    endless.max_tokens = None;
+    let _running = engine.start(&endless).await.unwrap();
+    until(|| engine.gauges().load.paused == 1).await;
+    // As measured with requests of a minute each.
+    engine.counters.each_us.store(60_000_000, Relaxed);
+    let mut hasty = of("hasty");
+    hasty.deadlines.queue = Some(Duration::from_secs(90));
+    let mut held = vec![engine.start(&hasty).await.expect("the first one tries")];
+    held.push(
+        engine
+            .start(&of("patient"))
+            .await
+            .expect("it named no deadline"),
+    );
+    for tenant in ["hasty", "another"] {
+        hasty.caller.identity = Some(tenant.into());
+        let failure = refusal(&engine, &hasty).await;
+        assert_eq!(failure.kind, Kind::Overloaded);
+        assert_eq!(failure.code, Some("deadline_unmeetable"));
+        // Hasty's own and one of patient's are ahead of its next, and patient's as well as hasty's of
+        // another's: three minutes each, and a quarter to spare.
+        assert_eq!(failure.retry_after, Some(Duration::from_secs(225 - 90)));
+    }
+    assert_eq!(
+        engine.gauges().load.waiting,
+        2,
+        "who is refused leaves nothing behind"
+    );
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn the_time_between_starts_is_measured_while_somebody_waits() {
+    let engine = engine(|settings| {
+        settings.parallel = 1;
+        settings.waiting = 16;
+    });
+    let requests: Vec<_> = (0..12).map(|_| of("one")).collect();
+    let mut started = Vec::new();
+    for request in &requests {
+        started.push(engine.start(request).await.unwrap());
+    }
+    let began = Instant::now();
+    for mut one in started {
+        end_of(one.sources.remove(0)).await.unwrap();
+    }
+    let forecast = engine.counters.forecast();
+    let each = forecast.each.expect("eleven have waited");
+    assert!(each <= began.elapsed(), "{each:?}");
+    assert!(forecast.lead > Duration::ZERO);
+    engine.stop().await;
+}
