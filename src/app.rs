@@ -131,6 +131,7 @@ impl App {
                 max_body_bytes: config.server.max_body_bytes,
                 body_timeout: config.server.body_timeout,
                 keep_alive: config.stream.keep_alive,
+                queue_notice: config.stream.queue_notice,
                 streams: streams.clone(),
                 early: Arc::new(early::Policy::new(
                     gate.clone(),

@@ -71,6 +71,14 @@ pub(crate) struct Forecast {
 }
 
 impl Forecast {
+    /// What a measured line promises, where no time to a first token is known.
+    pub(crate) fn measured(drain: &Drain) -> Self {
+        Self {
+            each: drain.each_us().map(Duration::from_micros),
+            lead: Duration::ZERO,
+        }
+    }
+
     /// How long one waits who has `ahead` others before it.
     pub(crate) fn wait(&self, ahead: u64) -> Option<Duration> {
         let places = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);

@@ -17,10 +17,11 @@ use std::sync::atomic::{
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::thread::Thread;
+use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
 
-use crate::generation::{Cancel, Failure, Finish};
+use crate::generation::{Cancel, Failure, Finish, Queued};
 
 /// How a sequence ended, as the engine saw it.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ pub(crate) struct Ring {
     end: OnceLock<End>,
     /// Prompt tokens that the engine did not have to compute.
     cached: AtomicU32,
+    /// Its place in line, and the milliseconds that it is likely to wait; 0 while it does not.
+    queued: AtomicU64,
     reader: AtomicWaker,
     engine: Bell,
 }
@@ -104,6 +107,7 @@ impl Ring {
             cancelled: AtomicBool::new(false),
             end: OnceLock::new(),
             cached: AtomicU32::new(0),
+            queued: AtomicU64::new(0),
             reader: AtomicWaker::new(),
             engine,
         })
@@ -119,6 +123,17 @@ impl Ring {
     /// Notes how many prompt tokens need not be computed.
     pub(crate) fn set_cached(&self, tokens: u32) {
         self.cached.store(tokens, Relaxed);
+    }
+
+    /// Notes where in line the sequence stands; `None` when it does not any more.
+    pub(crate) fn set_queued(&self, queued: Option<Queued>) {
+        let word = queued.map_or(0, |queued| {
+            let estimate = queued.estimate.map_or(u32::MAX, |estimate| {
+                u32::try_from(estimate.as_millis()).map_or(u32::MAX - 1, |ms| ms.min(u32::MAX - 1))
+            });
+            u64::from(queued.position) << 32 | u64::from(estimate)
+        });
+        self.queued.store(word, Relaxed);
     }
 
     /// Whether a token fits. If not, the ring is marked as paused until the reader has caught up.
@@ -190,6 +205,17 @@ impl Ring {
     /// Prompt tokens that were not computed; final once there is a token or an end.
     pub(crate) fn cached(&self) -> u32 {
         self.cached.load(Relaxed)
+    }
+
+    /// Where in line the sequence stands, if it does.
+    pub(crate) fn queued(&self) -> Option<Queued> {
+        let word = self.queued.load(Relaxed);
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves of a word")]
+        let (position, estimate) = ((word >> 32) as u32, word as u32);
+        (position > 0).then(|| Queued {
+            position,
+            estimate: (estimate != u32::MAX).then(|| Duration::from_millis(estimate.into())),
+        })
     }
 
     /// Takes the oldest token; its alternatives replace the contents of `top`.
@@ -314,6 +340,22 @@ mod tests {
         ended.end(End::Finish(Finish::Stop));
         ended.cancel();
         assert!(!has_rung());
+    }
+
+    #[test]
+    fn a_place_in_line_is_read_as_it_was_written() {
+        let ring = Ring::new(4, 0, bell());
+        assert_eq!(ring.queued(), None);
+        let of = |position, estimate| Some(Queued { position, estimate });
+        for place in [
+            of(1, None),
+            of(7, Some(Duration::ZERO)),
+            of(u32::MAX, Some(Duration::from_millis(1500))),
+            None,
+        ] {
+            ring.set_queued(place);
+            assert_eq!(ring.queued(), place);
+        }
     }
 
     #[test]

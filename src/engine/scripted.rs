@@ -8,14 +8,15 @@
 //! The script comes from the configuration, and a request can change it through the model's name:
 //! `scripted?tokens=100&pace=20ms&fail_at=7`.
 
+mod slots;
 mod vectors;
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Relaxed},
 };
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,12 +24,13 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use self::slots::{Slot, Slots};
 use super::config::{FailKind, Script};
 use super::text::{Flow, TextAssembler};
 use super::{Card, Engine, Gauges, Layout, Started, TokenizeOptions};
 use crate::generation::{
-    BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Input, Kind, Request, RerankRequest,
-    Scores, Source, Usage, Vectors, clock,
+    BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Input, Kind, Queued, Request,
+    RerankRequest, Scores, Source, Usage, Vectors, clock,
 };
 use crate::telemetry::ModelLoad;
 
@@ -51,6 +53,8 @@ pub struct ScriptedEngine {
     script: Script,
     ring: u32,
     counters: Arc<Counters>,
+    /// Where the script plays for so many at a time only.
+    slots: Option<Arc<Slots>>,
     /// Cancelled when a script makes the engine die.
     death: CancellationToken,
 }
@@ -78,6 +82,9 @@ impl ScriptedEngine {
                 parent: None,
                 deterministic: true,
             },
+            slots: script
+                .slots
+                .map(|slots| Slots::new(slots.get(), script.waiting)),
             script,
             ring: u32::try_from(ring).unwrap_or(u32::MAX),
             counters: Arc::default(),
@@ -149,6 +156,12 @@ impl ScriptedEngine {
             let tokens = bytes_of(input)?.len();
             prompt_tokens = prompt_tokens.saturating_add(u32::try_from(tokens).unwrap_or(u32::MAX));
         }
+        let mut slots = match &self.slots {
+            Some(slots) => slots
+                .take(request.choices(), &request.deadlines)?
+                .into_iter(),
+            None => Vec::new().into_iter(),
+        };
         let script = Arc::new(Play::new(script, request.max_tokens));
         let started = Instant::now();
         let sources = (0..request.choices()).map(|choice| {
@@ -157,10 +170,12 @@ impl ScriptedEngine {
                 choice: u32::try_from(choice).unwrap_or(u32::MAX),
                 next: 0,
                 base: started,
+                is_waiting: self.slots.is_some(),
+                queue: request.deadlines.queue,
                 ring: self.ring,
                 text: TextAssembler::new(&request.stop),
                 sleep: None,
-                running: Running::new(&self.counters),
+                running: Running::new(&self.counters, slots.next()),
                 death: self.death.clone(),
                 died: Box::pin(self.death.clone().cancelled_owned()),
             }) as Box<dyn Source>
@@ -213,8 +228,11 @@ impl Engine for ScriptedEngine {
     }
 
     fn gauges(&self) -> Gauges {
+        let waiting = self.slots.as_ref().map_or(0, |slots| slots.waiting());
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         let load = ModelLoad {
-            running: self.counters.running.load(Relaxed),
+            running: self.counters.running.load(Relaxed).saturating_sub(waiting),
+            waiting,
             pauses: self.counters.pauses.load(Relaxed),
             ..ModelLoad::default()
         };
@@ -329,15 +347,30 @@ impl Play {
 struct Running {
     counters: Arc<Counters>,
     ended: AtomicBool,
+    /// Given back with the end.
+    slot: Mutex<Option<Slot>>,
 }
 
 impl Running {
-    fn new(counters: &Arc<Counters>) -> Arc<Self> {
+    fn new(counters: &Arc<Counters>, slot: Option<Slot>) -> Arc<Self> {
         counters.running.fetch_add(1, Relaxed);
         Arc::new(Self {
             counters: counters.clone(),
             ended: AtomicBool::new(false),
+            slot: Mutex::new(slot),
         })
+    }
+
+    /// Ready when it is this one's turn, or it will never be.
+    fn poll_begun(&self, cx: &Context<'_>) -> Poll<()> {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref()
+            .map_or(Poll::Ready(()), |slot| slot.poll_begun(cx))
+    }
+
+    fn queued(&self) -> Option<Queued> {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref()?.queued()
     }
 }
 
@@ -345,6 +378,8 @@ impl Cancel for Running {
     fn cancel(&self) {
         if !self.ended.swap(true, AcqRel) {
             self.counters.running.fetch_sub(1, Relaxed);
+            let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(slot.take());
         }
     }
 }
@@ -361,6 +396,10 @@ struct ScriptedSource {
     next: u32,
     /// The start, moved later by every pause.
     base: Instant,
+    /// It may not be its turn yet.
+    is_waiting: bool,
+    /// How long it may wait for that.
+    queue: Option<Duration>,
     ring: u32,
     text: TextAssembler,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -377,6 +416,34 @@ impl ScriptedSource {
         self.base
             .checked_add(due)
             .unwrap_or_else(|| self.base + NEVER)
+    }
+
+    /// Waits for its turn, from which the script's times count. Ready with a failure when that takes too
+    /// long.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.running.poll_begun(cx).is_ready() {
+            self.is_waiting = false;
+            self.base = Instant::now();
+            self.sleep = None;
+            return Poll::Ready(Ok(()));
+        }
+        let Some(bound) = self.queue else {
+            return Poll::Pending;
+        };
+        let Some(until) = self.base.checked_add(bound) else {
+            return Poll::Pending;
+        };
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        ready!(sleep.as_mut().poll(cx));
+        self.running.cancel();
+        let bound = humantime::format_duration(bound);
+        Poll::Ready(Err(Failure::new(
+            Kind::Deadline,
+            format!("The request waited longer than {bound} for a free slot."),
+        )
+        .with_code("queue_timeout")))
     }
 
     /// A reader that was away while more than a ring of tokens came due: the script waited for it.
@@ -419,6 +486,12 @@ impl Source for ScriptedSource {
     fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()> {
         if self.died.as_mut().poll(cx).is_ready() {
             burst.failed(dead());
+            return Poll::Ready(());
+        }
+        if self.is_waiting
+            && let Err(failure) = ready!(self.poll_turn(cx))
+        {
+            burst.failed(failure);
             return Poll::Ready(());
         }
         if let Some(sleep) = &mut self.sleep {
@@ -469,6 +542,10 @@ impl Source for ScriptedSource {
 
     fn end_here(&mut self, burst: &mut Burst) {
         self.end(burst, Finish::Length);
+    }
+
+    fn queued(&self) -> Option<Queued> {
+        self.is_waiting.then(|| self.running.queued())?
     }
 
     fn canceller(&self) -> Arc<dyn Cancel> {

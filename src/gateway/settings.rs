@@ -19,6 +19,10 @@ pub struct Stream {
     /// How long a stream stays silent before a keep-alive goes out.
     #[serde(deserialize_with = "timeout")]
     pub keep_alive: Duration,
+    /// How often a stream that waits for its turn is told its place in line; `"off"` in the file is
+    /// `None` here. The first time begins the answer.
+    #[serde(deserialize_with = "timeout_or_off")]
+    pub queue_notice: Option<Duration>,
     /// Tokens between engine and reader per sequence: a power of two, 8..=4096. A full ring takes
     /// the sequence out of the batch.
     #[serde(deserialize_with = "ring")]
@@ -46,6 +50,7 @@ impl Default for Stream {
         Self {
             stall_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(10),
+            queue_notice: Some(Duration::from_secs(2)),
             ring: 64,
             send_budget: 64 << 10,
             resume: false,

@@ -17,6 +17,7 @@ pub mod clock;
 mod failure;
 mod meter;
 mod outcome;
+mod queued;
 pub mod ranges;
 mod request;
 mod stream;
@@ -30,6 +31,7 @@ pub use caller::{Caller, Rights, Scopes};
 pub use failure::{Failure, Kind, chain};
 pub use meter::{Ending, Meter, UsedUp};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
+pub use queued::Queued;
 pub use request::{
     AdapterRef, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat, Request,
     RequestId, Role, Sampling, UseAdapter, Xtc,

@@ -11,8 +11,8 @@ use atomic_waker::AtomicWaker;
 use tokio::task::coop;
 
 use super::{
-    Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Outcome, Record, Recorder,
-    RequestId, Usage, UsedUp, Watch, WatchGuard, clock,
+    Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Outcome, Queued, Record,
+    Recorder, RequestId, Usage, UsedUp, Watch, WatchGuard, clock,
 };
 
 /// One choice of one request, as an engine produces it.
@@ -26,6 +26,11 @@ pub trait Source: Send {
     /// Ends the choice where it is: adds the text that was held back, and its `finish` with
     /// [`Finish::Length`]. It is not polled again.
     fn end_here(&mut self, burst: &mut Burst);
+
+    /// Where it stands in line, while it waits for its turn and where that is known.
+    fn queued(&self) -> Option<Queued> {
+        None
+    }
 
     /// A handle that stops the work behind this source from any thread.
     fn canceller(&self) -> Arc<dyn Cancel>;
@@ -137,6 +142,17 @@ impl TokenStream {
     #[must_use]
     pub fn id(&self) -> &RequestId {
         &self.shared.id
+    }
+
+    /// Where the request stands in line: the first of its choices, while all of them wait.
+    #[must_use]
+    pub fn queued(&self) -> Option<Queued> {
+        let mut first: Option<Queued> = None;
+        for source in self.sources.iter().flatten() {
+            let queued = source.queued()?;
+            first = Some(first.map_or(queued, |first| first.min(queued)));
+        }
+        first
     }
 
     /// Whether the request's seed alone decides the text.

@@ -49,6 +49,8 @@ pub struct Context {
     pub body_timeout: Duration,
     /// How long a stream stays silent before a keep-alive goes out.
     pub keep_alive: Duration,
+    /// How often a stream that waits for its turn is told its place in line.
+    pub queue_notice: Option<Duration>,
     /// Streams that outlive their connection, if any may.
     pub streams: Option<Arc<Streams>>,
     /// What judges bound tokens and early data.
@@ -223,7 +225,8 @@ async fn begin(
     };
     let encoder = answer.encoder(model, stream.is_deterministic());
     let is_streamed = answer.streamed();
-    let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive);
+    let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive)
+        .noticing(context.queue_notice);
     match body.first().await {
         First::Refused(refusal, bytes, failure) => refused(refusal, bytes, &failure),
         First::Begins(body) if is_streamed => match &context.streams {

@@ -48,7 +48,9 @@ pub(super) struct TokenBody {
     is_whole: bool,
     keep_alive: Duration,
     quiet_since: Instant,
-    /// One timer for both: a frame that is held, or a sign of life. Tokens that go at once do not touch it.
+    /// How often a place in line is told, and when next; never once the stream has begun.
+    notice: Option<(Duration, Instant)>,
+    /// One timer for all: a frame that is held, a place in line, a sign of life. Tokens that go at once do not touch it.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -84,8 +86,15 @@ impl TokenBody {
             is_whole: false,
             keep_alive,
             quiet_since: Instant::now(),
+            notice: None,
             alarm: None,
         }
+    }
+
+    /// Tells the place in line from now on, so often, for as long as there is one.
+    pub(super) fn noticing(mut self, every: Option<Duration>) -> Self {
+        self.notice = every.map(|every| (every, Instant::now() + every));
+        self
     }
 
     /// Gives whole bursts from now on, which begin and end between two events. Cutting them into frames is
@@ -117,15 +126,23 @@ impl TokenBody {
     }
 
     /// Waits for the first events, so that a failure can still choose the status. A streamed answer
-    /// begins anyway after one keep-alive interval: idle limits of clients and proxies would cut a
-    /// long silence.
+    /// begins anyway after one keep-alive interval, since idle limits of clients and proxies would cut a
+    /// long silence, or when there is a place in line to tell.
     pub(super) async fn first(mut self) -> First {
         if self.answer.streamed() {
-            let wait = self.stream.burst(&mut self.burst);
-            if tokio::time::timeout(self.keep_alive, wait).await.is_ok() {
-                self.primed = true;
-            } else {
-                self.stream.handed_nothing();
+            loop {
+                let wait = self.stream.burst(&mut self.burst);
+                let due = self.quiet_since + self.keep_alive;
+                let until = self.notice.map_or(due, |(_, at)| at.min(due));
+                if tokio::time::timeout_at(until, wait).await.is_ok() {
+                    self.primed = true;
+                    break;
+                }
+                let now = Instant::now();
+                if self.tell_place(now) || now >= due {
+                    self.stream.handed_nothing();
+                    break;
+                }
             }
         } else {
             // One document: everything is gathered before anything is sent.
@@ -172,6 +189,7 @@ impl TokenBody {
                     }
                 }
             }
+            self.notice = None;
             if self.out.capacity() == 0 {
                 self.out.reserve(BUFFER);
             }
@@ -223,7 +241,7 @@ impl TokenBody {
     /// when it rings: tokens do not touch it.
     fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            let due = self.quiet_since + self.keep_alive;
+            let due = self.due();
             let alarm = self
                 .alarm
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
@@ -231,17 +249,47 @@ impl TokenBody {
                 return Poll::Pending;
             }
             let now = Instant::now();
-            if due <= now {
+            if !self.tell_place(now) && self.quiet_since + self.keep_alive <= now {
                 self.quiet_since = now;
                 self.encoder.keep_alive(&mut self.out);
-                if !self.out.is_empty() {
-                    alarm.as_mut().reset(now + self.keep_alive);
-                    self.stream.handed_nothing();
-                    return Poll::Ready(Some(self.frame()));
-                }
             }
-            alarm.as_mut().reset(self.quiet_since + self.keep_alive);
+            let frame = (!self.out.is_empty()).then(|| self.frame());
+            let due = self.due();
+            if let Some(alarm) = &mut self.alarm {
+                alarm.as_mut().reset(due);
+            }
+            if frame.is_some() {
+                self.stream.handed_nothing();
+                return Poll::Ready(frame);
+            }
         }
+    }
+
+    /// When something may be sent though there is no text.
+    fn due(&self) -> Instant {
+        let sign_of_life = self.quiet_since + self.keep_alive;
+        self.notice
+            .map_or(sign_of_life, |(_, at)| at.min(sign_of_life))
+    }
+
+    /// Writes the place in line if it is time to tell it and there is one; whether it did.
+    fn tell_place(&mut self, now: Instant) -> bool {
+        let Some((every, at)) = self.notice else {
+            return false;
+        };
+        if now < at {
+            return false;
+        }
+        self.notice = Some((every, now + every));
+        let Some(queued) = self.stream.queued() else {
+            return false;
+        };
+        self.encoder.queued(queued, &mut self.out);
+        if self.out.is_empty() {
+            // The format has no place for it.
+            self.notice = None;
+        }
+        !self.out.is_empty()
     }
 }
 

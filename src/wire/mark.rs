@@ -8,7 +8,7 @@
 use bytes::BytesMut;
 
 use super::Encoder;
-use crate::generation::{Burst, Event, Failure, Finish, Scored, Usage};
+use crate::generation::{Burst, Event, Failure, Finish, Queued, Scored, Usage};
 
 const MARK: char = '\u{feff}';
 
@@ -43,6 +43,9 @@ pub(super) trait Format: Send {
 
     /// Keeps a silent connection open.
     fn keep_alive(&mut self, _out: &mut BytesMut) {}
+
+    /// Tells where in line the request stands, before anything else of it.
+    fn queued(&mut self, _queued: Queued, _out: &mut BytesMut) {}
 }
 
 /// How far a choice has come.
@@ -149,5 +152,9 @@ impl<F: Format> Encoder for Unmarked<F> {
 
     fn keep_alive(&mut self, out: &mut BytesMut) {
         self.format.keep_alive(out);
+    }
+
+    fn queued(&mut self, queued: Queued, out: &mut BytesMut) {
+        self.format.queued(queued, out);
     }
 }

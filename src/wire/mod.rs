@@ -33,7 +33,7 @@ pub mod tokenize;
 
 use bytes::BytesMut;
 
-use crate::generation::{Burst, Caller, Deadlines, Failure, Request, RequestId};
+use crate::generation::{Burst, Caller, Deadlines, Failure, Queued, Request, RequestId};
 
 /// Whole JSON documents, errors among them.
 pub const JSON: &str = "application/json";
@@ -129,4 +129,8 @@ pub trait Encoder: Send {
 
     /// Appends what keeps a silent connection open; nothing if the format has no such thing.
     fn keep_alive(&mut self, out: &mut BytesMut);
+
+    /// Appends where in line the request stands, in a way that nobody takes for text; nothing if the
+    /// format has no such thing. Only before the first burst.
+    fn queued(&mut self, queued: Queued, out: &mut BytesMut);
 }

@@ -30,6 +30,7 @@ mod limits;
 mod limits_callers;
 mod models;
 mod outcomes;
+mod overload;
 mod prefixes;
 mod prompts;
 mod quic_hostile;

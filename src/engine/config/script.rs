@@ -33,6 +33,10 @@ pub struct Script {
     pub fail_at: Option<u32>,
     /// What that failure is; absent is `internal`.
     pub fail_kind: Option<FailKind>,
+    /// Play for so many at a time only; the rest wait in line. Absent: for everybody at once.
+    pub slots: Option<NonZeroU32>,
+    /// Places in that line; 0 refuses who cannot play at once.
+    pub waiting: u32,
     /// The whole engine dies instead of giving this token, counted from 0.
     pub die_at: Option<u32>,
 }
@@ -49,6 +53,8 @@ impl Default for Script {
             stall: None,
             fail_at: None,
             fail_kind: None,
+            slots: None,
+            waiting: 64,
             die_at: None,
         }
     }
@@ -59,6 +65,8 @@ impl Script {
     pub(in crate::engine) const MAX_TOKENS: u32 = 100_000_000;
     /// Most bytes of text per token: what a source makes at once stays small.
     pub(in crate::engine) const MAX_TOKEN_BYTES: u32 = 4096;
+    /// Most places in line.
+    const MAX_WAITING: u32 = 65_536;
     /// Longest time of any kind.
     pub(in crate::engine) const MAX_TIME: Duration = Duration::from_hours(24);
 
@@ -84,6 +92,12 @@ impl Script {
             return Err(ModelError::ScriptBound {
                 key: "token_bytes",
                 most: "4096",
+            });
+        }
+        if self.waiting > Self::MAX_WAITING {
+            return Err(ModelError::ScriptBound {
+                key: "waiting",
+                most: "65536",
             });
         }
         if self.stall_at.is_some() != self.stall.is_some() {

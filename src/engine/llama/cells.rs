@@ -170,6 +170,7 @@ impl Worker {
         if let Some(place) = &mut sequence.job.place {
             place.begin();
         }
+        sequence.job.ring.set_queued(None);
         sequence.may_follow = sequence.generated.is_empty() && self.shares();
         let is_parked = sequence.parked.is_some();
         self.slots[id as usize] = Slot::Busy(sequence);

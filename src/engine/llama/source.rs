@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use super::vocab::Vocabulary;
 use crate::engine::ring::{End, Ring};
 use crate::engine::text::{Flow, TextAssembler};
-use crate::generation::{Burst, Cancel, Finish, Source};
+use crate::generation::{Burst, Cancel, Finish, Queued, Source};
 
 /// Reads one sequence's ring.
 pub(super) struct LlamaSource {
@@ -170,6 +170,10 @@ impl Source for LlamaSource {
 
     fn end_here(&mut self, burst: &mut Burst) {
         self.end(burst, End::Finish(Finish::Length));
+    }
+
+    fn queued(&self) -> Option<Queued> {
+        self.ring.queued()
     }
 
     fn canceller(&self) -> Arc<dyn Cancel> {

@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::job::Job;
 use super::line::Spot;
-use super::plan::{TenantId, Waiting, due_us};
+use super::plan::{State, TenantId, Waiting, due_us};
 use super::sequence::{GRID, Sequence, count};
 use super::worker::{Slot, Worker};
-use crate::generation::{Failure, Kind, clock};
+use crate::generation::{Failure, Kind, Queued, clock};
+
+/// How often those in line are told where they stand: more often than anybody asks.
+const TELL_EVERY_US: u64 = 250_000;
 
 impl Worker {
     /// Puts jobs in line, but for those that were cancelled on the way here: their bell may have been
@@ -126,29 +129,53 @@ impl Worker {
         } = self;
         view.clear();
         let idle = pages.idle();
-        let mut describe = |index, sequence: &Sequence| {
-            let shared = sequence.expected_shared * GRID;
-            view.push(Waiting {
-                index,
-                tenant: TenantId(sequence.job.tenant),
-                weight: sequence.job.weight,
-                class: sequence.job.class,
-                cells_now: sequence.needs().saturating_sub(shared),
-                cells_full: (sequence.job.most)
-                    .next_multiple_of(GRID)
-                    .saturating_sub(shared),
-                // What was kept then may have gone since.
-                pins: sequence.expected_pins.min(idle) * GRID,
-                prompt: sequence.target().saturating_sub(sequence.expected * GRID),
-                arrived_us: sequence.arrived_us,
-                deadline_us: sequence.job.first_token_due_us,
-                resumed: sequence.resumed,
-            });
-        };
         waiting.show(
             |sequence| sequence.is_in_line(),
-            |index, sequence| describe(index, sequence),
+            |index, sequence| view.push(sequence.as_waiting(index, idle)),
         );
+    }
+
+    /// Tells everybody in line where they stand, now and then.
+    pub(super) fn tell_places(&mut self) {
+        let now_us = clock::micros();
+        if self.waiting.is_empty() || now_us < self.tell_at_us {
+            return;
+        }
+        let idle = self.pages.idle();
+        let in_line = || self.waiting.iter().filter(|sequence| sequence.is_in_line());
+        self.waiting_view.clear();
+        self.waiting_view.extend(
+            (0..)
+                .zip(in_line())
+                .map(|(at, sequence)| sequence.as_waiting(at, idle)),
+        );
+        let state = State {
+            now_us,
+            limits: &self.limits,
+            rates: self.rates,
+            running: &self.running_view,
+            waiting: &self.waiting_view,
+            idle_cells: 0,
+            shared_cells: 0,
+            spill_after_us: None,
+            parked_room: false,
+        };
+        let mut order = std::mem::take(&mut self.line_order);
+        self.planner.order(&state, &mut order);
+        let sequences: Vec<_> = in_line().collect();
+        let forecast = self.setup.counters.forecast();
+        for (ahead, &at) in (0..).zip(&order) {
+            if let Some(sequence) = sequences.get(at as usize) {
+                sequence.job.ring.set_queued(Some(Queued {
+                    position: count(ahead).saturating_add(1),
+                    estimate: forecast.wait(ahead as u64),
+                }));
+            }
+        }
+        self.line_order = order;
+        // A long line is told less often: at most a hundredth of the time goes into it.
+        let took_us = clock::micros().saturating_sub(now_us);
+        self.tell_at_us = now_us + TELL_EVERY_US.max(100 * took_us);
     }
 
     /// Measures how fast the line drains. In this step `started` have begun, `last` of them by the plan
@@ -182,6 +209,27 @@ impl Worker {
 }
 
 impl Sequence {
+    /// What the planner is told; `idle` pages of a pool hold only what is kept.
+    fn as_waiting(&self, index: u32, idle: u32) -> Waiting {
+        let shared = self.expected_shared * GRID;
+        Waiting {
+            index,
+            tenant: TenantId(self.job.tenant),
+            weight: self.job.weight,
+            class: self.job.class,
+            cells_now: self.needs().saturating_sub(shared),
+            cells_full: (self.job.most)
+                .next_multiple_of(GRID)
+                .saturating_sub(shared),
+            // What was kept then may have gone since.
+            pins: self.expected_pins.min(idle) * GRID,
+            prompt: self.target().saturating_sub(self.expected * GRID),
+            arrived_us: self.arrived_us,
+            deadline_us: self.job.first_token_due_us,
+            resumed: self.resumed,
+        }
+    }
+
     /// Who was set aside for a slow reader comes back in line when the reader has caught up.
     fn is_in_line(&self) -> bool {
         !(self.resumed && self.job.ring.is_paused())

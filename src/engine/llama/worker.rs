@@ -101,6 +101,8 @@ pub(super) fn run(mut setup: Setup, context: Context, limits: Limits) -> Option<
         slots: (0..limits.ids).map(|_| Slot::Free).collect(),
         waiting: Line::default(),
         drain: Drain::default(),
+        line_order: Vec::new(),
+        tell_at_us: 0,
         next_deadline: None,
         planner: Planner::default(),
         plan: Plan::default(),
@@ -188,6 +190,9 @@ pub(super) struct Worker {
     pub(super) waiting: Line<Box<Sequence>>,
     /// How fast they start.
     pub(super) drain: Drain,
+    /// The order in which they are likely to start, and when they are told next.
+    pub(super) line_order: Vec<u32>,
+    pub(super) tell_at_us: u64,
     pub(super) setup: Setup,
     pub(super) context: Context,
     pub(super) limits: Limits,
@@ -196,7 +201,7 @@ pub(super) struct Worker {
     pub(super) next_deadline: Option<Instant>,
     pub(super) planner: Planner,
     pub(super) plan: Plan,
-    running_view: Vec<Running>,
+    pub(super) running_view: Vec<Running>,
     pub(super) waiting_view: Vec<Waiting>,
     pub(super) rates: Rates,
     /// What decode calls cost by their rows.
@@ -255,6 +260,7 @@ impl Worker {
             }
         }
         self.look_at_line(started, plan.start.len());
+        self.tell_places();
         let decoded = self.decode(&plan);
         if decoded {
             self.drop_cancelled();

@@ -270,7 +270,7 @@ impl Source for Paused {
     }
 
     fn canceller(&self) -> Arc<dyn Cancel> {
-        Running::new(&Arc::default())
+        Running::new(&Arc::default(), None)
     }
 }
 
@@ -350,4 +350,73 @@ async fn a_death_ends_every_stream_of_the_engine_and_refuses_the_next() {
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(!engine.is_alive());
     assert!(engine.start(&request("scripted", 1)).await.is_err());
+}
+
+fn with_slots(slots: u32, waiting: u32) -> ScriptedEngine {
+    let script = Script {
+        slots: std::num::NonZeroU32::new(slots),
+        waiting,
+        ..Script::default()
+    };
+    ScriptedEngine::new("scripted", script, 8)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_with_slots_plays_for_so_many_at_a_time_in_order() {
+    let engine = with_slots(2, 8);
+    let asked = request("scripted?tokens=2&pace=100ms", 1);
+    let start = Instant::now();
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        streams.push(open(&engine, &asked, &Arc::default()).await);
+    }
+    let load = engine.gauges().load;
+    assert_eq!((load.running, load.waiting), (2, 4));
+    let positions: Vec<_> = streams
+        .iter()
+        .map(|(stream, _)| stream.queued().map(|queued| queued.position))
+        .collect();
+    assert_eq!(positions, [None, None, Some(1), Some(2), Some(3), Some(4)]);
+    let readers = streams.into_iter().map(|(mut stream, watch)| {
+        tokio::spawn(async move {
+            let (text, failure) = text_of(&mut stream).await;
+            drop(watch);
+            assert!(failure.is_none() && text.len() == 8);
+            start.elapsed().as_millis()
+        })
+    });
+    let mut times = Vec::new();
+    for reader in readers.collect::<Vec<_>>() {
+        times.push(reader.await.unwrap());
+    }
+    assert_eq!(times, [100, 100, 200, 200, 300, 300]);
+    let load = engine.gauges().load;
+    assert_eq!((load.running, load.waiting), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_too_long_for_a_slot_or_leaves_makes_way() {
+    let engine = with_slots(1, 3);
+    let long = request("scripted?tokens=2&pace=1h", 1);
+    let ledger = Arc::default();
+    let (held, _watch) = open(&engine, &long, &ledger).await;
+    let mut hasty = request("scripted", 1);
+    hasty.deadlines.queue = Some(Duration::from_secs(3));
+    let (mut hasty, _) = open(&engine, &hasty, &ledger).await;
+    let (left, _) = open(&engine, &long, &ledger).await;
+    let (patient, _) = open(&engine, &long, &ledger).await;
+    assert_eq!(patient.queued().unwrap().position, 3);
+    let refused = engine.start(&long).await.err().unwrap();
+    assert_eq!(refused.code, Some("queue_full"));
+    drop(left);
+    assert_eq!(patient.queued().unwrap().position, 2);
+    let start = Instant::now();
+    let (_, failure) = text_of(&mut hasty).await;
+    assert_eq!(failure.unwrap().code, Some("queue_timeout"));
+    assert_eq!(start.elapsed(), Duration::from_secs(3));
+    assert_eq!(patient.queued().unwrap().position, 1);
+    drop(held);
+    assert_eq!(patient.queued(), None, "its turn has come");
+    assert_eq!(engine.gauges().load.running, 1);
+    assert!(engine.start(&request("scripted", 5)).await.is_err());
 }

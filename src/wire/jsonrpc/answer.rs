@@ -1,6 +1,7 @@
 //! Replies to `chat` and `complete`.
 //!
 //! ```text
+//! {"jsonrpc":"2.0","method":"queued","params":{"id":7,"position":3,"estimate_ms":1200}}⏎   while it waits
 //! {"jsonrpc":"2.0","method":"token","params":{"id":7,"index":0,"text":"Hi"}}⏎      one a token, when streamed
 //! {"jsonrpc":"2.0","id":7,"result":{"request_id":…,"model":…,"choices":[…],"usage":{…},…}}
 //! ```
@@ -14,7 +15,7 @@ use super::super::mark::{Format, Unmarked};
 use super::super::openai::{self, Wanted};
 use super::super::{Answer, Encoder, Head, JSON, NDJSON, Refusal, json, logprobs};
 use super::Reply;
-use crate::generation::{Failure, Finish, RequestId, Scored, Usage};
+use crate::generation::{Failure, Finish, Queued, RequestId, Scored, Usage};
 
 /// How one call is answered.
 pub(super) struct Rpc {
@@ -183,6 +184,12 @@ impl Format for Tokens {
                 }
                 logprobs::tokens(scored, &mut choice.logprobs);
             }
+        }
+    }
+
+    fn queued(&mut self, queued: Queued, out: &mut BytesMut) {
+        if self.streamed {
+            self.reply.queued(queued, out);
         }
     }
 

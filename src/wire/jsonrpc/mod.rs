@@ -23,7 +23,7 @@ use bytes::{BufMut, BytesMut};
 use super::openai::{Embeddings, Rerank};
 use super::tokenize::{Detokenize, Tokenize};
 use super::{Call, JSON, NDJSON, failure};
-use crate::generation::{Caller, Failure, RequestId};
+use crate::generation::{Caller, Failure, Queued, RequestId};
 
 pub use parse::parse;
 
@@ -218,6 +218,21 @@ impl Reply {
         out.extend_from_slice(id.as_bytes());
         out.extend_from_slice(b",\"stream\":");
         super::json::string(out, stream);
+        out.extend_from_slice(b"}}\n");
+    }
+
+    /// Appends the notification of a call's place in line.
+    fn queued(&self, queued: Queued, out: &mut BytesMut) {
+        let Some(id) = &self.id else { return };
+        out.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"method\":\"queued\",\"params\":{\"id\":");
+        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(b",\"position\":");
+        super::json::integer(out, queued.position);
+        if let Some(estimate) = queued.estimate {
+            out.extend_from_slice(b",\"estimate_ms\":");
+            let ms = u64::try_from(estimate.as_millis()).unwrap_or(u64::MAX);
+            super::json::integer(out, ms);
+        }
         out.extend_from_slice(b"}}\n");
     }
 

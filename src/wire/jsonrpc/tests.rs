@@ -589,3 +589,35 @@ proptest! {
         let _ = parse(&bytes, &head(""));
     }
 }
+
+#[test]
+fn a_place_in_line_is_a_notification_of_a_streamed_call() {
+    let queued = Queued {
+        position: 3,
+        estimate: Some(std::time::Duration::from_millis(1200)),
+    };
+    for (stream, expected) in [
+        (
+            "true",
+            r#"{"jsonrpc":"2.0","method":"queued","params":{"id":7,"position":3,"estimate_ms":1200}}"#,
+        ),
+        ("false", ""),
+    ] {
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":7,"method":"complete","params":{{"prompt":"x","stream":{stream}}}}}"#
+        );
+        let mut incoming = parse(body.as_bytes(), &head(""));
+        let Ok(Method::Complete(call)) = incoming.items.remove(0).work else {
+            panic!("a call");
+        };
+        let mut out = BytesMut::new();
+        call.answer.encoder("m", false).queued(queued, &mut out);
+        let written = std::str::from_utf8(&out).unwrap();
+        assert_eq!(written.trim_end_matches('\n'), expected);
+    }
+    let document: Value = serde_json::from_str(OPENRPC).unwrap();
+    let described = &document["components"]["schemas"]["QueuedNotification"]["properties"];
+    for key in ["id", "position", "estimate_ms"] {
+        assert!(described[key].is_object(), "{key}");
+    }
+}

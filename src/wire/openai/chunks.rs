@@ -14,7 +14,7 @@ use super::super::logprobs::{self, Columns};
 use super::super::mark::Format;
 use super::super::{EVENT_STREAM, failure, json};
 use super::{Dialect, OpenAi, Served, ended_by, usage};
-use crate::generation::{Failure, Finish, Scored, Usage};
+use crate::generation::{Failure, Finish, Queued, Scored, Usage};
 
 /// Writes chunk objects.
 pub(super) struct Chunks {
@@ -195,6 +195,22 @@ impl Format for Chunks {
         // NDJSON has no comments.
         if self.content_type == EVENT_STREAM {
             out.extend_from_slice(b": keep-alive\n\n");
+        }
+    }
+
+    fn queued(&mut self, queued: Queued, out: &mut BytesMut) {
+        // As with a keep-alive: a comment, and nothing where there are none.
+        if self.content_type == EVENT_STREAM {
+            out.extend_from_slice(b": queued position=");
+            json::integer(out, queued.position);
+            if let Some(estimate) = queued.estimate {
+                // Tenths of a second: it is no more exact than that.
+                let tenths = estimate.as_millis().div_ceil(100);
+                out.extend_from_slice(b" estimate=");
+                json::integer(out, u64::try_from(tenths / 10).unwrap_or(u64::MAX));
+                out.extend_from_slice(&[b'.', b"0123456789"[(tenths % 10) as usize], b's']);
+            }
+            out.extend_from_slice(b"\n\n");
         }
     }
 }

@@ -60,6 +60,11 @@ impl Metrics {
         self.sum("sequences_paused", &[]) + self.sum("sequences_parked", &[])
     }
 
+    /// Sequences in line.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.sum("requests_waiting", &[])
+    }
+
     /// Sequences in prefill or decode.
     pub(crate) fn running(&self) -> u64 {
         self.sum("requests_running", &[])

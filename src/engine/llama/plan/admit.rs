@@ -83,6 +83,29 @@ impl Planner {
         }
     }
 
+    /// The order in which those who wait would start if nothing else came, as positions in
+    /// `State::waiting`: what [`Planner::admit`] would do step by step.
+    pub(in super::super) fn order(&mut self, state: &State<'_>, out: &mut Vec<u32>) {
+        self.tenants.settle(state);
+        self.stand_in_line(state);
+        out.clear();
+        self.line
+            .sort_unstable_by_key(|one| (one.account, Reverse(one.level), one.due_us, one.at));
+        // Each moves its tenant back by what it costs.
+        let mut keyed = Vec::with_capacity(self.line.len());
+        let mut moved = (u32::MAX, 0);
+        for one in &self.line {
+            let account = self.tenants.at(one.account);
+            if moved.0 != one.account {
+                moved = (one.account, account.time());
+            }
+            keyed.push((Reverse(one.level), moved.1, one.account, one.due_us, one.at));
+            moved.1 += account.cost(state, &state.waiting[one.at as usize]);
+        }
+        keyed.sort_unstable();
+        out.extend(keyed.into_iter().map(|(.., at)| at));
+    }
+
     /// The place in line of the next to start: class, then the least served tenant, then what is due
     /// first, then arrival. Starting one moves its tenant, so this looks at all of them each time.
     fn first_in_line(&self) -> Option<usize> {

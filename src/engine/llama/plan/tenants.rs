@@ -4,7 +4,7 @@
 //! that one did not ask for is not saved up. Who had more than its share keeps its debt when it goes,
 //! until the others have caught up; then it is forgotten.
 
-use super::{Class, Stage, State, TenantId};
+use super::{Class, Stage, State, TenantId, Waiting};
 
 /// Clocks count in 256ths of a microsecond, so that weights divide without losing much.
 const UNIT: u64 = 256;
@@ -46,6 +46,12 @@ impl Account {
 
     fn add_ahead(&mut self, us: u64) {
         self.ahead += us * UNIT / self.weight;
+    }
+
+    /// How far one that starts moves it back in line.
+    pub(super) fn cost(&self, state: &State<'_>, sequence: &Waiting) -> u64 {
+        let us = u64::from(sequence.prompt) * row_us(state) + decode_us(state);
+        us * UNIT / self.weight
     }
 }
 
@@ -142,7 +148,7 @@ impl Tenants {
         account.ids += 1;
         account.cells += u64::from(sequence.cells_now);
         account.ran_us[sequence.class as usize] = state.now_us;
-        account.add_ahead(u64::from(sequence.prompt) * row_us(state) + decode_us(state));
+        account.ahead += account.cost(state, sequence);
     }
 
     /// A tenant's part of `count`, by weight among those who are here; at least one.

@@ -1,6 +1,7 @@
 //! The planner's rules, one by one.
 
 use super::*;
+use proptest::prelude::*;
 
 const LIMITS: Limits = Limits {
     ids: 4,
@@ -505,5 +506,29 @@ fn cost() {
             }
             println!("{name}, {} waiting: {best:.2} us", waiting.len());
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_the_line_is_the_order_of_the_starts(
+        line in prop::collection::vec((0u32..4, 0usize..3, 1u32..2000, 0u64..20, prop::bool::ANY), 1..40),
+        weights in [1u16..5, 1u16..5, 1u16..5, 1u16..5],
+    ) {
+        let classes = [Class::Background, Class::Normal, Class::Interactive];
+        let limits = Limits { ids: 64, pooled: false, ..LIMITS };
+        let line: Vec<_> = (0..).zip(line).map(|(index, (tenant, class, prompt, ago, is_due))| Waiting {
+            weight: weights[tenant as usize],
+            class: classes[class],
+            prompt,
+            arrived_us: 10 * SECOND - ago * SECOND / 2,
+            deadline_us: is_due.then_some(11 * SECOND),
+            ..waiting(index, tenant)
+        }).collect();
+        let state = state(&limits, &[], &line);
+        let (mut planner, mut order) = (Planner::default(), Vec::new());
+        planner.order(&state, &mut order);
+        let started: Vec<_> = plan(&state).start.iter().map(|start| start.index).collect();
+        prop_assert_eq!(order, started);
     }
 }

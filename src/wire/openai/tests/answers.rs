@@ -1,5 +1,7 @@
 //! Answers: chunks, documents, lines and bare text.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use serde_json::{Value, json};
 
@@ -7,7 +9,7 @@ use super::super::super::testing::{Step, encode, encode_text, frames, head, line
 use super::super::super::{EVENT_STREAM, JSON, NDJSON, TEXT};
 use super::super::{FINGERPRINT, parse_chat};
 use super::{chat_body, chat_call, completion_call, refused};
-use crate::generation::{Failure, Finish, Kind};
+use crate::generation::{Failure, Finish, Kind, Queued};
 
 fn hello() -> Vec<Step> {
     vec![
@@ -211,6 +213,33 @@ fn a_failure_in_mid_stream_is_an_error_frame_of_four_keys() {
             .unwrap(),
         expected
     );
+}
+
+#[test]
+fn a_place_in_line_is_a_comment_over_sse_and_nothing_elsewhere() {
+    let place = |ms| Queued {
+        position: 3,
+        estimate: Duration::from_millis(ms).into(),
+    };
+    let nowhere = Queued {
+        position: 12,
+        estimate: None,
+    };
+    for (accept, queued, expected) in [
+        ("", place(1150), ": queued position=3 estimate=1.2s\n\n"),
+        ("", place(0), ": queued position=3 estimate=0.0s\n\n"),
+        ("", nowhere, ": queued position=12\n\n"),
+        ("text/plain", nowhere, ""),
+        ("application/x-ndjson", nowhere, ""),
+        ("application/vnd.sluice.frames", nowhere, ""),
+    ] {
+        let call = chat_call(&chat_body(&json!({"stream": true})), accept);
+        let mut out = BytesMut::new();
+        call.answer.encoder("demo", false).queued(queued, &mut out);
+        assert_eq!(out, expected);
+    }
+    let events = crate::wire::events::Events::Blocks;
+    assert_eq!(events.count(b": queued position=12\n\n"), 0);
 }
 
 #[test]
