@@ -8,6 +8,7 @@
 //! * [`cell`]: tokens a minute, with refunds and debt; ours, because governor has neither.
 //! * [`requests`]: requests a minute, decided by governor over a state that can be rolled back.
 //! * [`period`]: requests and tokens in a day or a month of UTC.
+//! * [`quota`]: the same, kept over restarts.
 //! * [`Store`]: makes cells; [`Local`] keeps them in this process.
 
 mod account;
@@ -21,6 +22,7 @@ mod limiter;
 pub mod period;
 pub mod places;
 mod refusal;
+pub mod quota;
 pub mod requests;
 mod standing;
 #[cfg(test)]

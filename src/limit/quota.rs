@@ -1,0 +1,8 @@
+//! Quotas of a day and of a month: counted exactly, and not forgotten by a restart.
+
+mod calendar;
+mod counter;
+mod file;
+mod ledger;
+
+pub use self::ledger::{Ledger, Quota};
