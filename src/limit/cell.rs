@@ -39,7 +39,16 @@ impl Tokens {
         }
     }
 
+<<<<<<< HEAD
     /// In which time so many units come back.
+=======
+    /// Makes it hold `left` units: what somebody else counts is known better there.
+    pub(super) fn set_left(&self, left: u64, at: At) {
+        let used = self.time(self.burst.saturating_sub(left));
+        self.full_at.store(at.nanos.saturating_add(used), Relaxed);
+    }
+
+>>>>>>> 60aaffd (Shared limits: leases, scripts, breaker)
     fn time(&self, units: u64) -> u64 {
         units.saturating_mul(self.interval).min(LONGEST)
     }

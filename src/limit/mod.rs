@@ -27,6 +27,7 @@ pub mod requests;
 mod standing;
 #[cfg(test)]
 mod tests;
+pub mod shared;
 
 use std::time::Duration;
 

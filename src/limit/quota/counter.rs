@@ -13,7 +13,7 @@ const MOST: u64 = (1 << BITS) - 1;
 
 /// A count of the current day or month. Whoever counts says which of the two it is, each time the same.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub(super) struct Counter(AtomicU64);
 
 impl Counter {
     /// Counts `amount`, if it still fits under `limit`, or if it is the first of the period: as with a
@@ -21,7 +21,13 @@ impl Counter {
     ///
     /// # Errors
     /// It does not fit, and nothing is counted. How long until the next period begins.
-    pub fn take(&self, period: Period, now: u64, amount: u64, limit: u64) -> Result<(), Duration> {
+    pub(super) fn take(
+        &self,
+        period: Period,
+        now: u64,
+        amount: u64,
+        limit: u64,
+    ) -> Result<(), Duration> {
         let taken = self.update(period, now, |used| {
             let sum = used.saturating_add(amount);
             (sum <= limit || used == 0).then_some(sum)
@@ -30,31 +36,29 @@ impl Counter {
     }
 
     /// Counts `amount`, whatever the limit. What was used then.
-    pub fn add(&self, period: Period, now: u64, amount: u64) -> u64 {
+    pub(super) fn add(&self, period: Period, now: u64, amount: u64) -> u64 {
         let added = self.update(period, now, |used| Some(used.saturating_add(amount)));
         added.unwrap_or_default()
     }
 
     /// Takes `amount` off what is counted.
-    pub fn give_back(&self, period: Period, now: u64, amount: u64) {
+    pub(super) fn give_back(&self, period: Period, now: u64, amount: u64) {
         let _ = self.update(period, now, |used| Some(used.saturating_sub(amount)));
     }
 
     /// What was used of the current day or month, and until when that lasts.
-    #[must_use]
-    pub fn used(&self, period: Period, now: u64) -> (u64, Duration) {
+    pub(super) fn used(&self, period: Period, now: u64) -> (u64, Duration) {
         let (index, used) = current(self.0.load(Ordering::Relaxed), period, now);
         (used, period.left(index, now))
     }
 
     /// The number of the day or month that was counted last, and what was used of it.
-    #[must_use]
-    pub fn kept(&self) -> (u16, u64) {
+    pub(super) fn kept(&self) -> (u16, u64) {
         unpack(self.0.load(Ordering::Relaxed))
     }
 
     /// Takes over what was kept, unless more is known already.
-    pub fn raise(&self, index: u16, used: u64) {
+    pub(super) fn raise(&self, index: u16, used: u64) {
         self.0.fetch_max(pack(index, used), Ordering::Relaxed);
     }
 
