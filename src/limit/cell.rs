@@ -39,16 +39,13 @@ impl Tokens {
         }
     }
 
-<<<<<<< HEAD
-    /// In which time so many units come back.
-=======
-    /// Makes it hold `left` units: what somebody else counts is known better there.
+    /// Makes it hold `left` units: somebody else counts better.
     pub(super) fn set_left(&self, left: u64, at: At) {
         let used = self.time(self.burst.saturating_sub(left));
         self.full_at.store(at.nanos.saturating_add(used), Relaxed);
     }
 
->>>>>>> 60aaffd (Shared limits: leases, scripts, breaker)
+    /// In which time so many units come back.
     fn time(&self, units: u64) -> u64 {
         units.saturating_mul(self.interval).min(LONGEST)
     }

@@ -21,13 +21,13 @@ mod estimate;
 mod limiter;
 pub mod period;
 pub mod places;
-mod refusal;
 pub mod quota;
+mod refusal;
 pub mod requests;
+pub mod shared;
 mod standing;
 #[cfg(test)]
 mod tests;
-pub mod shared;
 
 use std::time::Duration;
 

@@ -35,6 +35,7 @@ mod prefixes;
 mod prompts;
 mod quic_hostile;
 mod resume;
+mod shared;
 mod sluice;
 mod sluice_hostile;
 mod streaming;
