@@ -4,6 +4,7 @@
 //! watch, the metrics thread, and through the registry the engines' threads.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Callers, Gate};
 use crate::config::Config;
@@ -22,7 +25,7 @@ use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
 use crate::route::Registry;
-use crate::telemetry::{Metrics, Scrape, TicketLoad, Upkeep};
+use crate::telemetry::{LimitLoad, Metrics, Scrape, TicketLoad, Upkeep};
 use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
@@ -57,10 +60,28 @@ pub struct App {
     watching: JoinHandle<()>,
     /// Forgets idle callers.
     sweeping: JoinHandle<()>,
+    /// Writes quotas, and shares limits with other nodes.
+    limits: Background,
     /// Loads the models, then replaces engines that die.
     keeping: Mutex<Option<JoinHandle<()>>>,
     loaded: watch::Receiver<Option<Result<(), String>>>,
     _upkeep: Upkeep,
+}
+
+/// A task that has something to do at the end.
+#[derive(Default)]
+struct Background {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Background {
+    /// Lets it finish.
+    async fn end(&self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
 }
 
 /// The listeners of one kind.
@@ -92,7 +113,9 @@ impl App {
         let metrics = Arc::new(Metrics::new(registry.names())?);
         let upkeep = metrics.start_upkeep()?;
         let watch = Watch::new();
-        let limiter = limiter(&config, &registry, &metrics);
+        let state = config.server.state_dir.clone();
+        let state = state.or_else(crate::config::state::directory);
+        let (kept, limiter) = limiter(&config, &registry, state.as_deref(), &metrics);
         let gateway = Gateway::new(
             Parts {
                 registry: registry.clone(),
@@ -106,8 +129,6 @@ impl App {
             &config.limits,
         );
 
-        let state = config.server.state_dir.clone();
-        let state = state.or_else(crate::config::state::directory);
         let gate = Arc::new(Gate::new(&config.auth, clock::unix_seconds())?);
         let tls = Tls::build(
             &config.tls,
@@ -148,16 +169,17 @@ impl App {
         let ops = Endpoint::open(&listen, &config, None, |config| {
             let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
             let (open, control) = (gateway.clone(), registry.clone());
-            let kept = streams.clone();
+            let (streams, limits) = (streams.clone(), kept.clone());
             let render = move || {
                 render(
                     &metrics,
                     &registry,
                     [
                         open.open_streams(),
-                        kept.as_ref().map_or(0, |streams| streams.count()),
+                        streams.as_ref().map_or(0, |streams| streams.count()),
                     ],
                     tickets(&gate),
+                    limits.load(),
                     log_lines_dropped(),
                 )
             };
@@ -170,6 +192,8 @@ impl App {
         })?;
         let following = gateway.clone().follow_callers();
 
+        let limits = Background::default();
+        limits.tracker.spawn(kept.keep(limits.stop.clone()));
         let (done, loaded) = watch::channel(None);
         let keeping = tokio::spawn({
             let registry = registry.clone();
@@ -184,6 +208,7 @@ impl App {
                 tokio::join!(watch.run(), following);
             }),
             sweeping: tokio::spawn(limiter.run()),
+            limits,
             keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,
@@ -249,6 +274,8 @@ impl App {
         self.public.close(left.clamp(FLUSH, LAST_BYTES)).await;
         self.forget_streams().await;
         self.stop_models().await;
+        // After the last stream was charged.
+        self.limits.end().await;
         self.watching.abort();
         self.sweeping.abort();
         self.ops.close(FLUSH).await;
@@ -265,6 +292,7 @@ impl App {
         self.public.closing.now.cancel();
         let _ = tokio::time::timeout(LAST_WORDS, self.forget_streams()).await;
         let _ = tokio::time::timeout(LAST_WORDS, self.stop_models()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.limits.end()).await;
     }
 
     /// Until here, a reader could come back for the end of a stream.
@@ -421,14 +449,22 @@ fn plans(config: &Config) -> Vec<Plan> {
         .collect()
 }
 
-fn limiter(config: &Config, registry: &Registry, metrics: &Arc<Metrics>) -> Arc<Limiter> {
-    Arc::new(Limiter::new(
+fn limiter(
+    config: &Config,
+    registry: &Registry,
+    state: Option<&Path>,
+    metrics: &Arc<Metrics>,
+) -> (Arc<limit::Kept>, Arc<Limiter>) {
+    let clock = limit::Clock::real();
+    let kept = Arc::new(limit::Kept::open(&config.limits, state, &clock));
+    let limiter = Limiter::new(
         &config.limits,
         registry.names(),
-        Arc::new(limit::Local),
-        limit::Clock::real(),
+        kept.clone(),
+        clock,
         metrics.clone(),
-    ))
+    );
+    (kept, Arc::new(limiter))
 }
 
 fn tickets(gate: &Gate) -> TicketLoad {
@@ -451,6 +487,7 @@ fn render(
     registry: &Registry,
     [streams_open, streams_kept]: [usize; 2],
     tickets: TicketLoad,
+    limits: LimitLoad,
     dropped: u64,
 ) -> String {
     let engines = registry.ready();
@@ -461,6 +498,7 @@ fn render(
         streams_open,
         streams_kept,
         tickets,
+        limits,
         log_lines_dropped: dropped,
         models: loads,
     })

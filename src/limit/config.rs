@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::Bound;
 use super::period::Period;
+use super::shared::config::Redis;
 use crate::generation;
 use crate::telemetry::Limit;
 
@@ -30,6 +32,10 @@ pub struct Limits {
     pub organizations: BTreeMap<String, Rates>,
     /// By name, for all callers of one model together.
     pub models: BTreeMap<String, Rates>,
+    /// Where the use of a day and of a month is kept; absent, `quotas.json` in the state directory.
+    pub quota_file: Option<PathBuf>,
+    /// Where nodes share their limits; absent, each has them to itself.
+    pub redis: Option<Redis>,
 }
 
 impl Default for Limits {
@@ -42,6 +48,8 @@ impl Default for Limits {
             classes: BTreeMap::new(),
             organizations: BTreeMap::new(),
             models: BTreeMap::new(),
+            quota_file: None,
+            redis: None,
         }
     }
 }
@@ -190,6 +198,21 @@ with_rates! {
 }
 
 impl Limits {
+    /// Whether anything is limited by the day or the month.
+    #[must_use]
+    pub fn has_quotas(&self) -> bool {
+        let is_quota = |bounds: Vec<(Limit, Bound)>| {
+            let mut bounds = bounds.iter();
+            bounds.any(|(_, bound)| matches!(bound, Bound::Quota { .. }))
+        };
+        let mut classes = self.classes.values().chain([&self.anonymous]);
+        let mut others = self.organizations.values().chain(self.models.values());
+        classes.any(|class| {
+            let mut models = class.models.values();
+            is_quota(class.bounds()) || models.any(|rates| is_quota(rates.bounds()))
+        }) || others.any(|rates| is_quota(rates.bounds()))
+    }
+
     /// What no key can see alone: the path to a key below `limits`, and what is wrong with it. `models`
     /// are the names of those that are served.
     #[must_use]
@@ -269,6 +292,25 @@ mod tests {
         let limits = read("").unwrap();
         assert_eq!(limits, Limits::default());
         assert!(limits.anonymous.bounds().is_empty());
+    }
+
+    #[test]
+    fn a_quota_is_found_wherever_it_is_set() {
+        for table in [
+            "anonymous",
+            "anonymous.models.m",
+            "classes.c",
+            "classes.c.models.m",
+            "organizations.o",
+            "models.m",
+        ] {
+            let has = |key: &str| read(&format!("[{table}]\n{key} = 1")).unwrap().has_quotas();
+            assert!(
+                has("requests_per_day") && has("tokens_per_month"),
+                "{table}"
+            );
+            assert!(!has("requests_per_minute"), "{table}");
+        }
     }
 
     #[test]

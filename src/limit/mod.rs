@@ -9,7 +9,8 @@
 //! * [`requests`]: requests a minute, decided by governor over a state that can be rolled back.
 //! * [`period`]: requests and tokens in a day or a month of UTC.
 //! * [`quota`]: the same, kept over restarts.
-//! * [`Store`]: makes cells; [`Local`] keeps them in this process.
+//! * [`shared`]: rates and quotas of which several nodes take, through Redis.
+//! * [`Store`]: makes cells; [`Local`] keeps them in this process, [`Kept`] beyond it.
 
 mod account;
 mod accounts;
@@ -26,6 +27,7 @@ mod refusal;
 pub mod requests;
 pub mod shared;
 mod standing;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +37,7 @@ pub use self::admission::Admission;
 pub use self::clock::{At, Clock};
 pub use self::limiter::{Ask, Limiter, Work};
 pub use self::standing::Standing;
+pub use self::store::Kept;
 use crate::generation::BoxFuture;
 pub use crate::telemetry::{Limit, Scope};
 

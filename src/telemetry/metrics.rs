@@ -23,7 +23,7 @@ use metrics_exporter_prometheus::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::limits::{Limit, LimitMetrics, Scope};
+pub use self::limits::{Limit, LimitLoad, LimitMetrics, Scope};
 use self::names::{
     BUILD_INFO, COUNTERS, DRAFT_TOKENS, E2E, ENGINE_DEATHS, ENGINE_RELOADS, ENGINE_THREADS, GAUGES,
     HISTOGRAMS, INTER_TOKEN, KV_CAPACITY, KV_IDLE, KV_USED, MOVES, PARKED, PARKS, PAUSES,
@@ -133,6 +133,8 @@ pub struct Scrape<I> {
     pub log_lines_dropped: u64,
     /// Tickets of TLS.
     pub tickets: TicketLoad,
+    /// Shared and kept limits.
+    pub limits: LimitLoad,
     /// Models by name. A name that is not configured counts as "unknown".
     pub models: I,
 }
@@ -215,6 +217,7 @@ impl Metrics {
             }
         }
         self.transports.pull(&scrape.tickets);
+        self.limits.pull(&scrape.limits);
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
         self.handle.render()
     }
@@ -409,6 +412,13 @@ pub(super) mod tests {
                 early_ids: 2,
                 ..TicketLoad::default()
             },
+            limits: LimitLoad {
+                redis_up: true,
+                nodes: 4,
+                redis_failures: 15,
+                alone: 16,
+                quota_failures: 17,
+            },
             streams_kept: 2,
             log_lines_dropped: 5,
             models: [(
@@ -471,6 +481,15 @@ pub(super) mod tests {
             "6"
         );
         assert_eq!(value(&text, "sluicegate_early_ids"), "2");
+        for (name, expected) in [
+            ("redis_up", "1"),
+            ("nodes", "4"),
+            ("redis_failures_total", "15"),
+            ("alone_total", "16"),
+            ("quota_write_failures_total", "17"),
+        ] {
+            assert_eq!(value(&text, &format!("sluicegate_limit_{name}")), expected);
+        }
         assert_eq!(
             value(&text, r#"sluicegate_requests_running{model="m"}"#),
             "1"

@@ -11,7 +11,7 @@ mod request;
 pub use config::Config;
 pub use logs::{LogError, Logs};
 pub use metrics::{
-    ConnectionOpen, EarlyRequest, Handshake, Limit, LimitMetrics, Metrics, ModelLoad, ModelMetrics,
-    Route, Scope, Scrape, TicketLoad, Transports, Upkeep,
+    ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelLoad,
+    ModelMetrics, Route, Scope, Scrape, TicketLoad, Transports, Upkeep,
 };
 pub use request::RequestRecorder;

@@ -4,7 +4,10 @@
 use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use super::names::{LIMIT_ACCOUNTS, LIMIT_DRY, LIMIT_REFUSALS, LIMIT_TOKENS};
+use super::names::{
+    LIMIT_ACCOUNTS, LIMIT_ALONE, LIMIT_DRY, LIMIT_NODES, LIMIT_QUOTA_FAILURES,
+    LIMIT_REDIS_FAILURES, LIMIT_REDIS_UP, LIMIT_REFUSALS, LIMIT_TOKENS,
+};
 use super::{counter, gauge};
 
 /// Whose limit it is, from the outside in.
@@ -120,6 +123,21 @@ impl Limit {
     }
 }
 
+/// Shared and kept limits at the moment of a scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LimitLoad {
+    /// Whether the server of shared limits answers.
+    pub redis_up: bool,
+    /// Nodes among which limits are divided while it does not.
+    pub nodes: u32,
+    /// Times that it did not answer well or in time, since the start.
+    pub redis_failures: u64,
+    /// Requests that were decided without it, since the start.
+    pub alone: u64,
+    /// Times that the quotas' file could not be written, since the start.
+    pub quota_failures: u64,
+}
+
 /// Counters of the limiter.
 pub struct LimitMetrics {
     refusals: [[Counter; Limit::ALL.len()]; Scope::ALL.len()],
@@ -127,6 +145,11 @@ pub struct LimitMetrics {
     input: Counter,
     output: Counter,
     accounts: Gauge,
+    redis_up: Gauge,
+    nodes: Gauge,
+    redis_failures: Counter,
+    alone: Counter,
+    quota_failures: Counter,
 }
 
 impl LimitMetrics {
@@ -146,6 +169,11 @@ impl LimitMetrics {
             input: tokens("input"),
             output: tokens("output"),
             accounts: gauge(recorder, LIMIT_ACCOUNTS, &[]),
+            redis_up: gauge(recorder, LIMIT_REDIS_UP, &[]),
+            nodes: gauge(recorder, LIMIT_NODES, &[]),
+            redis_failures: counter(recorder, LIMIT_REDIS_FAILURES, &[]),
+            alone: counter(recorder, LIMIT_ALONE, &[]),
+            quota_failures: counter(recorder, LIMIT_QUOTA_FAILURES, &[]),
         }
     }
 
@@ -163,6 +191,14 @@ impl LimitMetrics {
     pub fn accounts(&self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.accounts.set(f64::from(count));
+    }
+
+    pub(super) fn pull(&self, load: &LimitLoad) {
+        self.redis_up.set(f64::from(u8::from(load.redis_up)));
+        self.nodes.set(f64::from(load.nodes));
+        self.redis_failures.absolute(load.redis_failures);
+        self.alone.absolute(load.alone);
+        self.quota_failures.absolute(load.quota_failures);
     }
 
     /// Tokens were charged to somebody.

@@ -60,9 +60,12 @@ pub(super) const CERTIFICATE_RELOADS: &str = "sluicegate_tls_certificate_reloads
 pub(super) const LIMIT_REFUSALS: &str = "sluicegate_limit_refusals_total";
 pub(super) const LIMIT_DRY: &str = "sluicegate_limit_dry_total";
 pub(super) const LIMIT_TOKENS: &str = "sluicegate_limit_tokens_total";
+pub(super) const LIMIT_REDIS_FAILURES: &str = "sluicegate_limit_redis_failures_total";
+pub(super) const LIMIT_ALONE: &str = "sluicegate_limit_alone_total";
+pub(super) const LIMIT_QUOTA_FAILURES: &str = "sluicegate_limit_quota_write_failures_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 19] = [
+pub(super) const COUNTERS: [(&str, &str); 22] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -127,6 +130,18 @@ pub(super) const COUNTERS: [(&str, &str); 19] = [
         "Tokens charged to callers who have a limit on tokens.",
     ),
     (
+        LIMIT_REDIS_FAILURES,
+        "Times that the server of shared limits did not answer well or in time (limits.redis).",
+    ),
+    (
+        LIMIT_ALONE,
+        "Requests decided by this node's share of a limit, because the server did not answer.",
+    ),
+    (
+        LIMIT_QUOTA_FAILURES,
+        "Times that the use of a day and a month could not be written (limits.quota_file).",
+    ),
+    (
         TELEMETRY_DROPPED,
         "Log lines dropped because their reader was behind.",
     ),
@@ -148,9 +163,11 @@ pub(super) const CERTIFICATE_UNTIL: &str = "sluicegate_tls_certificate_not_after
 pub(super) const TICKETS_LIVE: &str = "sluicegate_tls_tickets_live";
 pub(super) const EARLY_IDS: &str = "sluicegate_early_ids";
 pub(super) const LIMIT_ACCOUNTS: &str = "sluicegate_limit_accounts";
+pub(super) const LIMIT_REDIS_UP: &str = "sluicegate_limit_redis_up";
+pub(super) const LIMIT_NODES: &str = "sluicegate_limit_nodes";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 17] = [
+pub(super) const GAUGES: [(&str, &str); 19] = [
     (STREAMS_OPEN, "Streams that have not ended."),
     (
         STREAMS_KEPT,
@@ -183,6 +200,14 @@ pub(super) const GAUGES: [(&str, &str); 17] = [
     (
         EARLY_IDS,
         "Ids of requests served early that are remembered (auth.max_early_ids).",
+    ),
+    (
+        LIMIT_REDIS_UP,
+        "1 while limits are shared; 0 while their server is away, and where there is none (limits.redis).",
+    ),
+    (
+        LIMIT_NODES,
+        "Nodes among which shared limits are divided while their server is away.",
     ),
     (
         LIMIT_ACCOUNTS,

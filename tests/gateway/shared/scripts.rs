@@ -65,8 +65,7 @@ fn the_rate_script_decides_as_a_bucket_that_fills_with_time() {
                     (bucket.level - settle as f64).clamp(-9.0 * bucket.burst, bucket.burst);
                 // The server's numbers are exact to a quarter of a microsecond, each time. Within that of a
                 // whole unit, either answer is right.
-                let near =
-                    |level: f64| (level - 0.1).floor() as i64..=(level + 0.1).floor() as i64;
+                let near = |level: f64| (level - 0.1).floor() as i64..=(level + 0.1).floor() as i64;
                 let expected = |level: i64| {
                     let is_huge = need > burst && level as f64 >= 0.8 * burst as f64;
                     if (level >= need && level > 0) || is_huge {

@@ -1,0 +1,91 @@
+//! Where the cells of a running gateway live: quotas in a ledger that outlives the process, and what
+//! several nodes share at their server.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::config::Limits;
+use super::quota::Ledger;
+use super::shared::Shared;
+use super::{Bound, Cell, Clock, Key, Local, Store};
+use crate::telemetry::LimitLoad;
+
+/// The file in the state directory.
+const FILE: &str = "quotas.json";
+
+/// Makes the cells.
+pub struct Kept {
+    ledger: Arc<Ledger>,
+    shared: Option<Shared>,
+}
+
+impl Kept {
+    /// Reads what was used before, if any quota is set: from `limits.quota_file`, or in `state`.
+    #[must_use]
+    pub fn open(limits: &Limits, state: Option<&Path>, clock: &Clock) -> Self {
+        let file = || {
+            let file = limits.quota_file.clone();
+            let file = file.or_else(|| Some(state?.join(FILE)));
+            if file.is_none() {
+                tracing::warn!(
+                    "no state directory is known (server.state_dir): quotas are forgotten at the end"
+                );
+            }
+            file
+        };
+        Self {
+            ledger: Arc::new(Ledger::open(
+                if limits.has_quotas() { file() } else { None },
+                clock,
+            )),
+            shared: limits.redis.as_ref().map(Shared::new),
+        }
+    }
+
+    /// Writes the ledger and speaks with the server until `stop`, and then for the last time. To be run
+    /// once, in a task.
+    pub fn keep(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let writing = self.ledger.clone().keep(stop.clone());
+        let sharing = self.shared.as_ref().map(|shared| shared.keep(stop));
+        async move {
+            let sharing = async move {
+                if let Some(sharing) = sharing {
+                    sharing.await;
+                }
+            };
+            tokio::join!(writing, sharing);
+        }
+    }
+
+    /// How it goes.
+    #[must_use]
+    pub fn load(&self) -> LimitLoad {
+        let shared = self.shared.as_ref().map(Shared::health);
+        LimitLoad {
+            redis_up: shared.is_some_and(|health| health.is_up),
+            nodes: shared.map_or(1, |health| health.nodes),
+            redis_failures: shared.map_or(0, |health| health.failures),
+            alone: shared.map_or(0, |health| health.alone),
+            quota_failures: self.ledger.failures(),
+        }
+    }
+}
+
+impl Store for Kept {
+    fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
+        let own = match bound {
+            Bound::Quota { period, most } => Some(self.ledger.quota(key, period, most)),
+            _ => None,
+        };
+        let shared = self.shared.as_ref();
+        if let Some(cell) = shared.and_then(|shared| shared.cell(key, bound, own.clone(), clock)) {
+            return cell;
+        }
+        match own {
+            Some(own) => Box::new(own),
+            None => Local.cell(key, bound, clock),
+        }
+    }
+}
