@@ -3,6 +3,7 @@
 
 mod away;
 mod exact;
+mod gateways;
 mod scripts;
 
 use std::num::NonZeroU32;

@@ -1,0 +1,154 @@
+//! Tests of the lease on a clock that a test turns, with answers that a test makes up.
+
+use super::*;
+
+/// Noon of 2025-11-21.
+const NOON: u64 = 1_763_726_400;
+const DAY: Duration = Duration::from_hours(24);
+
+fn rate(per_minute: u64, burst: u64) -> (Lease, Clock) {
+    lease(Budget::Rate { per_minute, burst })
+}
+
+fn quota(most: u64) -> (Lease, Clock) {
+    let period = Period::Day;
+    lease(Budget::Quota { period, most })
+}
+
+fn lease(budget: Budget) -> (Lease, Clock) {
+    let clock = Clock::fake(NOON);
+    (Lease::new("x".to_owned(), budget, &clock), clock)
+}
+
+/// One round with a server that grants all that is wanted and then has `free` left.
+fn round(lease: &Lease, clock: &Clock, free: i64) -> Wish {
+    let wish = lease.wish(false, 0, clock.at());
+    let granted = i64::try_from(wish.want).unwrap();
+    lease.granted(&wish, [granted, free, 0], clock.at());
+    wish
+}
+
+#[test]
+fn a_slice_is_a_seconds_worth_a_tenth_at_most_and_one_at_least() {
+    for ((per_minute, burst), slice) in [
+        ((6000, 6000), 100),
+        ((6000, 100), 10),
+        ((60_000, 5), 1),
+        ((1, 1_000_000), 1),
+    ] {
+        assert_eq!(Budget::Rate { per_minute, burst }.slice(), slice);
+    }
+}
+
+#[test]
+fn what_requests_wait_for_is_fetched_with_a_slice_on_top() {
+    let (lease, clock) = rate(6000, 6000);
+    assert_eq!(lease.draw(3, clock.at()), None);
+    lease.wait_for(3);
+    lease.wait_for(5);
+    let wish = round(&lease, &clock, 0);
+    assert_eq!((wish.settle, wish.need, wish.want), (0, 3, 108));
+    assert_eq!(lease.draw(8, clock.at()), Some(false));
+    // Half a slice is left: time for more.
+    assert_eq!(lease.draw(51, clock.at()), Some(true));
+    let wish = round(&lease, &clock, 0);
+    assert_eq!((wish.settle, wish.need, wish.want), (0, 0, 51));
+}
+
+#[test]
+fn a_debt_is_settled_and_too_much_goes_back() {
+    let (lease, clock) = rate(6000, 6000);
+    assert!(lease.charge(30, clock.at()));
+    let wish = round(&lease, &clock, 1000);
+    assert_eq!((wish.settle, wish.want), (30, 100));
+    assert!(!lease.put(100));
+    assert!(lease.put(1));
+    assert_eq!(round(&lease, &clock, 1000).settle, -101);
+    clock.advance(Duration::from_secs(2));
+    assert!(lease.is_unsettled(clock.at()));
+    let wish = round(&lease, &clock, 1000);
+    assert_eq!((wish.settle, wish.want), (-100, 0));
+    assert!(lease.is_settled());
+}
+
+#[test]
+fn what_was_not_settled_is_settled_later() {
+    let (lease, clock) = rate(6000, 6000);
+    lease.charge(30, clock.at());
+    let wish = lease.wish(false, 0, clock.at());
+    lease.unanswered(&wish);
+    assert_eq!(round(&lease, &clock, 0).settle, 30);
+    assert_eq!(round(&lease, &clock, 0).settle, 0);
+}
+
+#[test]
+fn an_empty_limit_is_not_asked_for_again_before_something_has_come_back() {
+    let (lease, clock) = rate(600, 600);
+    let wish = lease.wish(false, 0, clock.at());
+    assert!(!lease.is_known_to_lack(1, clock.at()));
+    lease.granted(&wish, [0, 0, 0], clock.at());
+    assert!(lease.is_known_to_lack(1, clock.at()));
+    assert_eq!(lease.until(1, None, clock.at()), Duration::from_millis(100));
+    clock.advance(Duration::from_millis(100));
+    assert!(!lease.is_known_to_lack(1, clock.at()));
+    // Others may have given back what nobody here knows of.
+    assert!(lease.is_known_to_lack(600, clock.at()));
+    clock.advance(Duration::from_millis(150));
+    assert!(!lease.is_known_to_lack(600, clock.at()));
+}
+
+#[test]
+fn alone_each_of_the_nodes_has_its_part() {
+    let (lease, clock) = rate(600, 600);
+    let granted = (0..600).filter(|_| lease.take_alone(1, 3, None, clock.at()).is_ok());
+    assert_eq!(granted.count(), 200);
+    clock.advance(Duration::from_secs(3));
+    let granted = (0..600).filter(|_| lease.take_alone(1, 3, None, clock.at()).is_ok());
+    assert_eq!(granted.count(), 10);
+}
+
+#[test]
+fn alone_a_node_starts_from_what_the_server_had_left() {
+    let (lease, clock) = rate(600, 600);
+    let wish = lease.wish(false, 0, clock.at());
+    lease.granted(&wish, [0, 60, 0], clock.at());
+    let granted = (0..600).filter(|_| lease.take_alone(1, 2, None, clock.at()).is_ok());
+    assert_eq!(granted.count(), 30);
+}
+
+#[test]
+fn what_is_taken_alone_of_a_quota_is_told_to_the_server() {
+    let (lease, clock) = quota(1000);
+    let wish = lease.wish(false, 0, clock.at());
+    lease.granted(&wish, [0, 500, 0], clock.at());
+    assert!(lease.take_alone(251, 2, None, clock.at()).is_err());
+    lease.take_alone(250, 2, None, clock.at()).unwrap();
+    assert!(lease.take_alone(1, 2, None, clock.at()).is_err());
+    lease.resume();
+    assert_eq!(lease.wish(false, 0, clock.at()).settle, 250);
+}
+
+#[test]
+fn at_midnight_a_quota_begins_anew_and_yesterdays_answer_is_worth_nothing() {
+    let (lease, clock) = quota(10_000);
+    let yesterday = lease.wish(false, 0, clock.at());
+    lease.put(7);
+    clock.advance(DAY);
+    assert_eq!(lease.draw(1, clock.at()), None);
+    lease.granted(&yesterday, [10, 10, 0], clock.at());
+    assert_eq!(lease.draw(1, clock.at()), None);
+    let today = lease.wish(false, 0, clock.at());
+    assert_eq!((today.index, today.settle), (yesterday.index + 1, 0));
+    // A clock that is set back a little does not go back to yesterday.
+    clock.set_calendar(NOON + DAY.as_secs() / 2 - 1);
+    assert_eq!(lease.wish(false, 0, clock.at()).index, today.index);
+}
+
+#[test]
+fn a_server_without_memory_is_told_what_was_used() {
+    let (lease, clock) = quota(1000);
+    assert_eq!(lease.wish(false, 70, clock.at()).known, 70);
+    let wish = lease.wish(false, 70, clock.at());
+    lease.granted(&wish, [1, 200, 800], clock.at());
+    assert_eq!(lease.wish(false, 70, clock.at()).known, 800);
+}
