@@ -193,6 +193,7 @@ impl Rig {
         self.metrics.render(crate::telemetry::Scrape {
             streams_open: 0,
             streams_kept: 0,
+            limits: crate::telemetry::LimitLoad::default(),
             tickets: crate::telemetry::TicketLoad::default(),
             log_lines_dropped: 0,
             models: [],

@@ -384,6 +384,7 @@ mod tests {
         let text = metrics.render(Scrape {
             streams_open: 0,
             streams_kept: 0,
+            limits: crate::telemetry::LimitLoad::default(),
             tickets: TicketLoad::default(),
             log_lines_dropped: 0,
             models: [],

@@ -53,6 +53,10 @@ impl Redis {
         self.connect().keys(like).unwrap()
     }
 
+    pub(crate) fn text(&self, key: &str) -> String {
+        self.connect().get(key).unwrap()
+    }
+
     /// It stops where it is; connections stay open and nothing answers.
     pub(crate) fn freeze(&self) {
         kill_process(self.pid(), Signal::STOP).unwrap();
