@@ -449,6 +449,7 @@ fn plans(config: &Config) -> Vec<Plan> {
         .collect()
 }
 
+/// Who may use how much, and what of it is kept and shared.
 fn limiter(
     config: &Config,
     registry: &Registry,

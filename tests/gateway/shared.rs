@@ -65,9 +65,10 @@ impl Node {
             model: None,
             limit,
         };
-        let own = match bound {
-            Bound::Quota { period, most } => Some(self.ledger.quota(key, period, most)),
-            _ => None,
+        let own = if let Bound::Quota { period, most } = bound {
+            Some(self.ledger.quota(key, period, most))
+        } else {
+            None
         };
         let cell = self.shared.cell(key, bound, own, &self.clock);
         Cells {
