@@ -4,6 +4,9 @@
 #[path = "../../src/auth/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "only a part of it is called here")]
 mod auth;
+#[path = "../../src/generation/caller.rs"]
+#[allow(dead_code, reason = "nobody asks for all of it here")]
+mod caller;
 #[path = "../../src/generation/failure.rs"]
 #[allow(dead_code, reason = "only refusals come from here")]
 mod failure;
@@ -16,6 +19,7 @@ use self::outcome::Outcome;
 
 /// What of it `auth` knows.
 mod generation {
+    pub use super::caller::{Caller, Rights, Scopes};
     pub use super::failure::{Failure, Kind};
 }
 
