@@ -143,23 +143,7 @@ impl App {
         let streams = Streams::new(&config.stream);
         let counted = Some(metrics.clone());
         let public = Endpoint::open(&listen, &config, counted, |config| {
-            let context = Context {
-                gateway: gateway.clone(),
-                limits: wire::Limits {
-                    json_depth: usize::from(config.server.max_json_depth),
-                    ..wire::Limits::default()
-                },
-                max_body_bytes: config.server.max_body_bytes,
-                body_timeout: config.server.body_timeout,
-                keep_alive: config.stream.keep_alive,
-                queue_notice: config.stream.queue_notice,
-                streams: streams.clone(),
-                early: Arc::new(early::Policy::new(
-                    gate.clone(),
-                    config.auth.max_held,
-                    metrics.clone(),
-                )),
-            };
+            let context = context(config, &gateway, streams.clone(), &gate, &metrics);
             (http::router(context), connections(config))
         })?;
         let listen = Listen {
@@ -411,6 +395,33 @@ fn bind_both(at: SocketAddr, with_udp: bool) -> std::io::Result<(TcpListener, Op
             Err(error) if tries == 0 => return Err(error),
             Err(_) => {}
         }
+    }
+}
+
+/// What the public paths need.
+fn context(
+    config: &Config,
+    gateway: &Arc<Gateway>,
+    streams: Option<Arc<Streams>>,
+    gate: &Arc<Gate>,
+    metrics: &Arc<Metrics>,
+) -> Context {
+    Context {
+        gateway: gateway.clone(),
+        limits: wire::Limits {
+            json_depth: usize::from(config.server.max_json_depth),
+            ..wire::Limits::default()
+        },
+        max_body_bytes: config.server.max_body_bytes,
+        body_timeout: config.server.body_timeout,
+        keep_alive: config.stream.keep_alive,
+        queue_notice: config.stream.queue_notice,
+        streams,
+        early: Arc::new(early::Policy::new(
+            gate.clone(),
+            config.auth.max_held,
+            metrics.clone(),
+        )),
     }
 }
 

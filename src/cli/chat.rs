@@ -84,10 +84,11 @@ pub struct ChatArgs {
     /// Show this key to the server. Whoever is on this machine can read it in the list of processes and in the
     /// shell's history: SLUICEGATE_API_KEY in the environment, or --key-file, keep it to yourself
     #[expect(clippy::doc_markdown, reason = "a terminal shows it as it is")]
-    #[arg(long, value_name = "KEY", value_parser = key, conflicts_with = "key_file", help_heading = "Identity")]
+    #[arg(long, value_name = "KEY", value_parser = |key: &str| Ok::<_, Infallible>(ApiKey::new(key)), conflicts_with = "key_file", help_heading = "Identity")]
     pub key: Option<ApiKey>,
 
     /// Show the key, or the JWT, in FILE to the server [default: what SLUICEGATE_API_KEY says]
+    #[expect(clippy::doc_markdown, reason = "a terminal shows it as it is")]
     #[arg(long, value_name = "FILE", help_heading = "Identity")]
     pub key_file: Option<PathBuf>,
 
@@ -227,10 +228,6 @@ fn transport(args: &ChatArgs) -> Transport {
     } else {
         Transport::Http1
     }
-}
-
-fn key(text: &str) -> Result<ApiKey, Infallible> {
-    Ok(ApiKey::new(text))
 }
 
 /// The key by flag, file or environment. An empty variable is none, as scripts leave it; an empty file is a
