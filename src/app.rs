@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{self, Callers, Gate};
+use crate::auth::{Callers, Gate};
 use crate::config::Config;
 use crate::engine::Plan;
 use crate::gateway::settings::Drain;
@@ -121,7 +121,7 @@ impl App {
                 registry: registry.clone(),
                 watch: watch.clone(),
                 metrics: metrics.clone(),
-                callers: callers(&config.auth)?,
+                callers: callers(&config)?,
                 limiter: limiter.clone(),
             },
             &config.stream,
@@ -441,8 +441,8 @@ fn connections(config: &Config) -> usize {
         .min(Semaphore::MAX_PERMITS)
 }
 
-fn callers(auth: &auth::config::Auth) -> anyhow::Result<Arc<Callers>> {
-    let callers = Callers::new(auth).map_err(|wrong| {
+fn callers(config: &Config) -> anyhow::Result<Arc<Callers>> {
+    let callers = Callers::new(&config.auth, config.limits.class_names()).map_err(|wrong| {
         let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();
         anyhow::anyhow!(texts.join("\n"))
     })?;

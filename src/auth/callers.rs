@@ -53,6 +53,7 @@ pub struct Callers {
     allow_anonymous: bool,
     on_removed: OnRemoved,
     inline: Vec<KeyEntry>,
+    classes: HashSet<Box<str>>,
     file: Option<PathBuf>,
     files: Option<Files>,
     /// Replaced whole when the file changes.
@@ -93,14 +94,18 @@ impl fmt::Display for Unusable {
 }
 
 impl Callers {
-    /// What the section believes; reads its files.
+    /// What the section believes; reads its files. `classes` are the classes of limits that a key may be of.
     ///
     /// # Errors
     /// Everything that is wrong with the keys.
-    pub fn new(auth: &Auth) -> Result<Self, Vec<Unusable>> {
+    pub fn new<'a>(
+        auth: &Auth,
+        classes: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, Vec<Unusable>> {
+        let classes = classes.into_iter().map(Box::from).collect();
         // Before the first reading, so that no change is missed.
         let files = auth.keys_file.as_ref().map(|path| Files::new([path]));
-        let keys = read(&auth.keys, auth.keys_file.as_deref())?;
+        let keys = read(&auth.keys, auth.keys_file.as_deref(), &classes)?;
         let jwt = auth.jwt.clone().map(Jwt::new).transpose();
         let jwt = jwt.map_err(|error| vec![Unusable::Jwt(error)])?;
         Ok(Self {
@@ -108,6 +113,7 @@ impl Callers {
             allow_anonymous: auth.allow_anonymous,
             on_removed: auth.on_removed,
             inline: auth.keys.clone(),
+            classes,
             file: auth.keys_file.clone(),
             files,
             keys: RwLock::new(Arc::new(keys)),
@@ -121,7 +127,7 @@ impl Callers {
     /// # Errors
     /// What is wrong, without a credential in it.
     pub fn reread(&self, today: u64) -> Result<HashSet<Arc<str>>, String> {
-        let keys = read(&self.inline, self.file.as_deref()).map_err(|wrong| {
+        let keys = read(&self.inline, self.file.as_deref(), &self.classes).map_err(|wrong| {
             let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();
             texts.join("; ")
         })?;
@@ -279,7 +285,11 @@ fn looks_like_jwt(text: &str) -> bool {
     text.starts_with("ey") && text.matches('.').count() == 2
 }
 
-fn read(inline: &[KeyEntry], file: Option<&Path>) -> Result<Keys, Vec<Unusable>> {
+fn read(
+    inline: &[KeyEntry],
+    file: Option<&Path>,
+    classes: &HashSet<Box<str>>,
+) -> Result<Keys, Vec<Unusable>> {
     let mut wrong = Vec::new();
     let in_file = file.map_or(Ok(Vec::new()), |path| {
         let text = files::read(path, MAX_FILE)?;
@@ -290,21 +300,23 @@ fn read(inline: &[KeyEntry], file: Option<&Path>) -> Result<Keys, Vec<Unusable>>
         Vec::new()
     });
     let entries = in_file.iter().map(|(_, entry)| entry);
-    match Keys::new(inline.iter().chain(entries)) {
+    match Keys::new(inline.iter().chain(entries), |class| {
+        classes.contains(class)
+    }) {
         Ok(keys) if wrong.is_empty() => return Ok(keys),
         Ok(_) => {}
-        Err(twins) => wrong.extend(twins.into_iter().map(|twin| {
-            let Some(at) = twin.index.checked_sub(inline.len()) else {
+        Err(misfits) => wrong.extend(misfits.into_iter().map(|misfit| {
+            let Some(at) = misfit.index.checked_sub(inline.len()) else {
                 return Unusable::Inline {
-                    index: twin.index,
-                    field: twin.field,
-                    message: twin.message,
+                    index: misfit.index,
+                    field: misfit.field,
+                    message: misfit.message,
                 };
             };
             let line = in_file.get(at).map_or(0, |(line, _)| *line);
             let shown = file.map(Path::display);
             let path = shown.map(|path| path.to_string()).unwrap_or_default();
-            let (field, message) = (twin.field, twin.message);
+            let (field, message) = (misfit.field, misfit.message);
             Unusable::File(format!("{path}: line {line}: {field}: {message}"))
         })),
     }

@@ -248,9 +248,9 @@ pub struct Key {
     caller: Caller,
 }
 
-/// An entry that cannot be beside another.
+/// An entry that does not fit to the others, or to what is configured.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Twin {
+pub struct Misfit {
     /// Which one, in the order in which they were given.
     pub index: usize,
     /// The field at fault.
@@ -260,23 +260,29 @@ pub struct Twin {
 }
 
 impl Keys {
-    /// A table of these.
+    /// A table of these. `is_class` tells whether there is a class of limits of that name.
     ///
     /// # Errors
-    /// Ids and hashes that are there twice.
-    pub fn new<'a>(entries: impl IntoIterator<Item = &'a KeyEntry>) -> Result<Self, Vec<Twin>> {
-        let (mut keys, mut twins) = (Self::default(), Vec::new());
+    /// Ids and hashes that are there twice, and classes that are not there.
+    pub fn new<'a>(
+        entries: impl IntoIterator<Item = &'a KeyEntry>,
+        is_class: impl Fn(&str) -> bool,
+    ) -> Result<Self, Vec<Misfit>> {
+        let (mut keys, mut misfits) = (Self::default(), Vec::new());
         for (index, entry) in entries.into_iter().enumerate() {
-            let mut twin = |field, message| {
-                twins.push(Twin {
+            let mut misfit = |field, message| {
+                misfits.push(Misfit {
                     index,
                     field,
                     message,
                 });
             };
             if index == MAX_KEYS {
-                twin("id", format!("there are more than {MAX_KEYS} keys"));
+                misfit("id", format!("there are more than {MAX_KEYS} keys"));
                 break;
+            }
+            if let Some(class) = entry.class.as_deref().filter(|class| !is_class(class)) {
+                misfit("class", format!("there is no [limits.classes.{class}]"));
             }
             let key = Arc::new(Key::of(entry));
             keys.ends.extend(entry.expires);
@@ -285,21 +291,21 @@ impl Keys {
                 .entry(format!("{IDENTITY}{}", entry.id).into())
             {
                 Slot::Vacant(slot) => drop(slot.insert(key.clone())),
-                Slot::Occupied(_) => twin("id", format!("there are two keys {}", entry.id)),
+                Slot::Occupied(_) => misfit("id", format!("there are two keys {}", entry.id)),
             }
             match keys.by_hash.entry(entry.hash) {
                 Slot::Vacant(slot) => drop(slot.insert(key)),
                 Slot::Occupied(slot) => {
                     let other = slot.get().id();
-                    twin("hash", format!("the key {other} has the same"));
+                    misfit("hash", format!("the key {other} has the same"));
                 }
             }
         }
         keys.ends.sort_unstable();
-        if twins.is_empty() {
+        if misfits.is_empty() {
             Ok(keys)
         } else {
-            Err(twins)
+            Err(misfits)
         }
     }
 

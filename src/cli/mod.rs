@@ -8,6 +8,7 @@ pub mod chat;
 pub mod check;
 mod check_model;
 mod cpu;
+mod key;
 mod serve;
 
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ enum Command {
     /// Checks the file, then loads it in a second process, tokenizes and computes two tokens there.
     /// Ends with status 2 when the file cannot be used, and says why.
     CheckModel(check_model::CheckModelArgs),
+    Key(key::KeyArgs),
     /// Check a configuration without serving
     ///
     /// Accepts and refuses exactly what serve does. Ends with status 2 when something is wrong.
@@ -69,6 +71,7 @@ fn run() -> ExitCode {
         Command::Serve { flags } => serve::run(flags),
         Command::Chat(args) => talk(*args),
         Command::CheckModel(args) => check_model::run(&args),
+        Command::Key(args) => key::run(&args),
         Command::Check { flags } => check::run(flags).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {

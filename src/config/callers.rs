@@ -17,7 +17,11 @@ const HOW: &str =
 pub(super) fn conflicts(config: &Config) -> Vec<(Vec<Step>, String)> {
     let auth = &config.auth;
     let mut found = Vec::new();
-    for wrong in Callers::new(auth).err().into_iter().flatten() {
+    for wrong in Callers::new(auth, config.limits.class_names())
+        .err()
+        .into_iter()
+        .flatten()
+    {
         found.push(match wrong {
             Unusable::Inline {
                 index,

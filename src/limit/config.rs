@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::Bound;
+use super::limiter::USUAL;
 use super::period::Period;
 use super::shared::config::Redis;
 use crate::generation;
@@ -211,6 +212,11 @@ impl Limits {
             let mut models = class.models.values();
             is_quota(class.bounds()) || models.any(|rates| is_quota(rates.bounds()))
         }) || others.any(|rates| is_quota(rates.bounds()))
+    }
+
+    /// The classes that a caller may be of.
+    pub fn class_names(&self) -> impl Iterator<Item = &str> {
+        self.classes.keys().map(String::as_str).chain([USUAL])
     }
 
     /// What no key can see alone: the path to a key below `limits`, and what is wrong with it. `models`

@@ -19,7 +19,7 @@ use crate::telemetry::Metrics;
 const SWEEP: Duration = Duration::from_secs(30);
 
 /// The class of known callers who have no other.
-const USUAL: &str = "default";
+pub(super) const USUAL: &str = "default";
 
 /// Every limit of every caller.
 pub struct Limiter {

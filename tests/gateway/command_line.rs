@@ -313,3 +313,32 @@ async fn chat_fails_with_a_reason() {
         Some(2)
     );
 }
+
+#[tokio::test]
+async fn a_key_that_is_made_is_let_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys.toml");
+    let file = file.to_str().unwrap();
+    let made = run(&["key", "--id", "laptop", "--expires", "1d", "--append", file]).await;
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    assert!(text(&made.stderr).contains("the only time"));
+    let key = text(&made.stdout).trim_end();
+    assert_eq!((key.len(), &key[..4]), (47, "sgk_"));
+    assert!(!std::fs::read_to_string(file).unwrap().contains(key));
+    let again = run(&["key", "--id", "laptop", "--append", file]).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("two keys laptop") && again.stdout.is_empty());
+
+    let inline = run(&["key", "--id", "inline"]).await;
+    let (other, entry) = text(&inline.stdout).split_once("\n\n").unwrap();
+    let setup = gateway().scripted().with(entry);
+    let gateway = setup
+        .with(&format!("[auth]\nkeys_file = '{file}'"))
+        .start()
+        .await;
+    for key in [key, other] {
+        let chat = gateway.chat("scripted?tokens=1", "Hi", "");
+        let reply = chat.header("x-api-key", key).send().await;
+        assert_eq!(reply.status, 200);
+    }
+}

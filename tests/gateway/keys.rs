@@ -1,6 +1,7 @@
 //! API keys over HTTP: who is let in, for what, and for how long.
 
 mod revoked;
+mod secrets;
 
 use serde_json::Value;
 use sluicegate::auth::keys::KeyHash;

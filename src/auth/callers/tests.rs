@@ -19,7 +19,7 @@ fn auth(text: &str) -> Auth {
 /// With keys of their own for `a` and `b`.
 fn asking(more: &str) -> Callers {
     let keys = entry("a", "owner = 'acme'") + &entry("b", "expires = '2020-01-01'");
-    Callers::new(&auth(&format!("{more}\n{keys}"))).unwrap()
+    Callers::new(&auth(&format!("{more}\n{keys}")), []).unwrap()
 }
 
 fn shown(credential: &str) -> Shown<'_> {
@@ -123,7 +123,7 @@ fn a_bound_token_lives_and_changes_with_its_key() {
     let path = dir.path().join("keys.toml");
     let write = |text: &str| std::fs::write(&path, text).unwrap();
     write(&entry("a", "models = ['m']"));
-    let callers = Callers::new(&auth(&format!("keys_file = '{}'", path.display()))).unwrap();
+    let callers = Callers::new(&auth(&format!("keys_file = '{}'", path.display())), []).unwrap();
     let caller = callers.authenticate(shown("key-of-a")).unwrap();
     let bound = grant(callers.to_be_bound(&caller));
     assert!(bound.caller.rights.models.is_none(), "it is looked up");
@@ -195,7 +195,10 @@ fn keys_of_the_section_and_of_the_file_are_one_table() {
     std::fs::write(&path, entry("b", "") + &entry("a", "")).unwrap();
     let both = |file: &Path| {
         let keys = entry("a", "");
-        Callers::new(&auth(&format!("keys_file = '{}'\n{keys}", file.display())))
+        Callers::new(
+            &auth(&format!("keys_file = '{}'\n{keys}", file.display())),
+            [],
+        )
     };
     let wrong = both(&path).unwrap_err();
     let texts: Vec<_> = wrong.iter().map(ToString::to_string).collect();

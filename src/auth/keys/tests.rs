@@ -10,9 +10,9 @@ fn entry(id: &str, more: &str) -> String {
     format!("[[keys]]\nid = '{id}'\nhash = '{hash}'\n{more}\n")
 }
 
-fn table(text: &str) -> Result<Keys, Vec<Twin>> {
+fn table(text: &str) -> Result<Keys, Vec<Misfit>> {
     let entries = parse_file(text).unwrap();
-    Keys::new(entries.iter().map(|(_, entry)| entry))
+    Keys::new(entries.iter().map(|(_, entry)| entry), |_| true)
 }
 
 #[test]
@@ -104,15 +104,31 @@ fn a_key_in_the_place_of_its_hash_is_refused_and_not_repeated() {
 }
 
 #[test]
-fn twins_are_named() {
+fn misfits_are_named() {
     let hash = KeyHash::of("key-of-a");
     let text = entry("a", "") + &entry("b", "") + &entry("b", "");
     let text = text + &format!("[[keys]]\nid = 'c'\nhash = '{hash}'");
-    let twins = table(&text).unwrap_err();
-    let found: Vec<_> = twins.iter().map(|twin| (twin.index, twin.field)).collect();
+    let misfits = table(&text).unwrap_err();
+    let found: Vec<_> = misfits
+        .iter()
+        .map(|misfit| (misfit.index, misfit.field))
+        .collect();
     assert_eq!(found, [(2, "id"), (2, "hash"), (3, "hash")]);
-    assert_eq!(twins[0].message, "there are two keys b");
-    assert_eq!(twins[2].message, "the key a has the same");
+    assert_eq!(misfits[0].message, "there are two keys b");
+    assert_eq!(misfits[2].message, "the key a has the same");
+}
+
+#[test]
+fn a_class_must_be_there() {
+    let text = entry("a", "class = 'known'") + &entry("b", "class = 'none'") + &entry("c", "");
+    let entries = parse_file(&text).unwrap();
+    let entries = entries.iter().map(|(_, entry)| entry);
+    let misfits = Keys::new(entries, |class| class == "known").unwrap_err();
+    let [misfit] = &misfits[..] else {
+        panic!("{misfits:?}");
+    };
+    assert_eq!((misfit.index, misfit.field), (1, "class"));
+    assert_eq!(misfit.message, "there is no [limits.classes.none]");
 }
 
 #[test]

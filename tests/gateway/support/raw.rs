@@ -10,7 +10,7 @@ use super::within;
 pub(crate) struct Raw(TcpStream);
 
 impl Raw {
-    pub(super) async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within(TcpStream::connect(address))
             .await
             .expect("it accepts");

@@ -39,10 +39,15 @@ pub(crate) struct Visitor {
 
 impl Visitor {
     pub(crate) fn new(served: &Served, protocol: Protocol) -> Self {
+        Self::by(served.quic(), protocol)
+    }
+
+    /// One that trusts what `quic` does.
+    pub(crate) fn by(quic: Quic, protocol: Protocol) -> Self {
         let tickets = Arc::<Tickets>::default();
         let quic = match protocol {
-            Protocol::Http3 => served.quic(),
-            Protocol::Sluice => served.sluice_host(),
+            Protocol::Http3 => quic,
+            Protocol::Sluice => quic.protocol("sluice/1"),
         };
         Self {
             quic: quic.tickets(tickets.clone()),
