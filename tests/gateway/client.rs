@@ -1,6 +1,7 @@
 //! The client library against a gateway: the same over every transport, and what only some of them can.
 
 mod early;
+mod keys;
 mod resume;
 
 use std::fmt;

@@ -25,6 +25,7 @@ mod early;
 mod files;
 mod http3;
 mod isolation;
+mod jwt;
 mod keys;
 mod limits;
 mod limits_callers;
