@@ -8,6 +8,7 @@
 mod callers;
 mod error;
 mod keys;
+mod limits;
 mod read;
 mod sources;
 pub mod state;
@@ -26,7 +27,6 @@ pub use self::sources::{Flags, Sources};
 
 use self::tree::Step;
 use crate::auth::config::Auth;
-use crate::engine::Plan;
 use crate::engine::config::{Backing, Model, Process};
 use crate::gateway::settings::{Deadlines, Drain, Stream};
 use crate::limit::config::Limits;
@@ -130,7 +130,7 @@ impl Config {
             found.push((vec![key("quic"), key(name)], message));
         }
         found.extend(callers::conflicts(self));
-        found.extend(self.limit_conflicts());
+        found.extend(limits::conflicts(self));
         let mut names = HashSet::new();
         for (index, model) in self.models.iter().enumerate() {
             let at = |name| vec![key("models"), Step::Index(index), key(name)];
@@ -161,24 +161,6 @@ impl Config {
             }
         }
         found
-    }
-}
-
-impl Config {
-    fn limit_conflicts(&self) -> impl Iterator<Item = (Vec<Step>, String)> {
-        let served = self.models.iter().map(|model| model.name.as_str());
-        let mut served: Vec<_> = served.collect();
-        if served.is_empty() {
-            served.push(Plan::DEMO);
-        }
-        let conflicts = self.limits.conflicts(&served).into_iter();
-        conflicts.map(|(path, message)| {
-            let path = path.iter().map(|step| key(step));
-            (
-                std::iter::once(key("limits")).chain(path).collect(),
-                message,
-            )
-        })
     }
 }
 

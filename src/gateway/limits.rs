@@ -80,6 +80,15 @@ impl Gateway {
             .await
     }
 
+    /// For what is looked up and not computed: it counts as a request.
+    pub(super) async fn limit_count(
+        &self,
+        caller: &Caller,
+        model: &str,
+    ) -> Result<Admission, Failure> {
+        self.ask(caller, model, Size::default(), Work::Count).await
+    }
+
     async fn ask(
         &self,
         caller: &Caller,

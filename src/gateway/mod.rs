@@ -216,13 +216,30 @@ impl Gateway {
         input: &Input,
         options: TokenizeOptions,
     ) -> Result<Vec<u32>, Failure> {
-        self.engine(caller, model)?.tokenize(input, options).await
+        let engine = self.engine(caller, model)?;
+        let _admission = self.limit_count(caller, model).await?;
+        engine.tokenize(input, options).await
     }
 
-    /// The bytes of each token.
+    /// The text of some tokens, token by token.
     ///
     /// # Errors
-    /// `Invalid` for an id outside the vocabulary, and as [`Gateway::tokenize`].
+    /// As [`Gateway::pieces`] and [`Gateway::tokenize`].
+    pub async fn detokenize(
+        &self,
+        caller: &Caller,
+        model: &str,
+        tokens: &[u32],
+    ) -> Result<Vec<Vec<u8>>, Failure> {
+        self.engine(caller, model)?;
+        let _admission = self.limit_count(caller, model).await?;
+        self.pieces(caller, model, tokens).await
+    }
+
+    /// The bytes of each token, as a part of an answer that is counted already.
+    ///
+    /// # Errors
+    /// `Invalid` for an id outside the vocabulary, and for want of a right or a model.
     pub async fn pieces(
         &self,
         caller: &Caller,

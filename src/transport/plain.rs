@@ -80,7 +80,8 @@ pub(super) async fn detokenize(State(context): State<Context>, request: Request)
         |asked| &asked.model,
         async |asked, caller| {
             let gateway = &context.gateway;
-            let pieces = gateway.pieces(caller, &asked.model, &asked.tokens).await?;
+            let pieces = gateway.detokenize(caller, &asked.model, &asked.tokens);
+            let pieces = pieces.await?;
             let mut out = BytesMut::new();
             tokenize::write_content(&pieces, &mut out);
             Ok(out)

@@ -115,7 +115,7 @@ async fn begin(
         Method::Detokenize(asked) => {
             let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
             let gateway = &context.gateway;
-            let pieces = gateway.pieces(sender.caller(), &asked.model, &asked.tokens);
+            let pieces = gateway.detokenize(sender.caller(), &asked.model, &asked.tokens);
             let pieces = pieces.await;
             let written = pieces.map(|pieces| {
                 let mut out = BytesMut::new();

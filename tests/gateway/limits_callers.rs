@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sluicegate::wire::sluice::FRAMES;
 use sluicegate::wire::sluice::frames::{Decoder, Frame, Reasons};
 
+use crate::keys::{entry, key};
 use crate::support::{Answer, Came, Reply, Served, TestGateway, gateway};
 
 /// One token now, the next in an hour: holds its stream open.
@@ -372,4 +373,75 @@ async fn embeddings_and_rankings_are_charged_for_what_is_read() {
         .send()
         .await;
     refused_by(reply, "caller.tokens_per_minute", "rate_limit_exceeded").await;
+}
+
+#[tokio::test]
+async fn counting_tokens_is_a_request() {
+    let gateway = limited("[limits.anonymous]\nrequests_per_minute = 4").await;
+    let tokenize = json!({"model": "scripted", "content": "xyz", "with_pieces": true});
+    let detokenize = json!({"model": "scripted", "tokens": [120, 121]});
+    let chat = json!({"model": "scripted", "messages": [{"role": "user", "content": "x"}]});
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "detokenize", "params": detokenize});
+    for (path, body) in [
+        ("/v1/tokenize", &tokenize),
+        ("/v1/detokenize", &detokenize),
+        ("/v1/chat/completions/input_tokens", &chat),
+        ("/rpc", &call),
+    ] {
+        let before = left(&gateway, "x-ratelimit-remaining-requests").await;
+        let reply = gateway.post(path, body.to_string()).send().await;
+        assert_eq!(reply.status, 200, "{path}");
+        let after = number(&reply, "x-ratelimit-remaining-requests");
+        assert_eq!(after, before - 1, "{path}");
+        assert!(reply.json().await.get("error").is_none(), "{path}");
+    }
+    for (path, body) in [("/v1/tokenize", tokenize), ("/v1/detokenize", detokenize)] {
+        let reply = gateway.post(path, body.to_string()).send().await;
+        refused_by(reply, "caller.requests_per_minute", "rate_limit_exceeded").await;
+    }
+}
+
+#[tokio::test]
+async fn each_key_has_the_limits_of_its_class_and_all_of_an_owner_share_theirs() {
+    let keys = [
+        ("a", "owner = 'acme'"),
+        ("b", "owner = 'acme'\nclass = 'big'"),
+        ("c", "class = 'big'"),
+    ];
+    let keys = keys.map(|(id, more)| entry("auth.keys", id, more)).concat();
+    let limits = "[limits.organizations.acme]\nrequests_per_minute = 4\n\
+                  [limits.classes.default]\nrequests_per_minute = 1\n\
+                  [limits.classes.big]\nrequests_per_minute = 5\n";
+    let gateway = limited(&format!("{limits}{keys}")).await;
+    let ask = async |id: &str| {
+        let ask = gateway.chat("scripted?tokens=1", "x", "");
+        ask.header("x-api-key", &key(id)).send().await
+    };
+    let refused = ask("nobody").await;
+    assert_eq!((refused.status, refused.header("ratelimit")), (401, ""));
+    assert_eq!(ask("a").await.status, 200);
+    let reply = ask("a").await;
+    refused_by(reply, "caller.requests_per_minute", "rate_limit_exceeded").await;
+    for left in [2, 1, 0] {
+        let reply = ask("b").await;
+        assert_eq!(reply.status, 200);
+        let told = number(&reply, "x-ratelimit-remaining-requests");
+        assert_eq!(told, left, "the organization's, which are fewer");
+    }
+    let reply = ask("b").await;
+    assert!(
+        reply
+            .header("ratelimit")
+            .starts_with(r#""organization.requests_per_minute";r=0"#)
+    );
+    refused_by(
+        reply,
+        "organization.requests_per_minute",
+        "rate_limit_exceeded",
+    )
+    .await;
+    let reply = ask("c").await;
+    assert_eq!(number(&reply, "x-ratelimit-remaining-requests"), 4);
+    let accounts = number_of_accounts(&gateway).await;
+    assert_eq!(accounts, 3, "one for each key that was believed");
 }

@@ -170,7 +170,7 @@ fn doors() -> Option<Doors> {
         require_proof: false,
         ..Auth::default()
     };
-    let callers = Callers::new(&auth);
+    let callers = Callers::new(&auth, []);
     std::fs::remove_file(secret_file).ok()?;
     let callers = callers.ok()?;
     let gate = Gate::new(&auth, TODAY).ok()?;
