@@ -114,14 +114,13 @@ impl Cells<'_> {
     async fn drain(&self, n: u64) -> u64 {
         let (mut taken, mut refusals) = (0, 0);
         while refusals < 3 {
-            match self.take(n).await {
-                Ok(()) => taken += 1,
-                Err(_) => {
-                    refusals += 1;
-                    // What the server said is not believed for longer.
-                    tokio::time::sleep(Duration::from_millis(260)).await;
-                }
+            if self.take(n).await.is_ok() {
+                taken += 1;
+                continue;
             }
+            refusals += 1;
+            // What the server said is not believed for longer.
+            tokio::time::sleep(Duration::from_millis(260)).await;
         }
         taken
     }

@@ -14,18 +14,24 @@ const STEP: Duration = Duration::from_hours(24);
 /// The first day and the first month that have a number.
 const FIRST: Date = civil::date(2020, 1, 1);
 
+/// When that day begins, in seconds since 1970, and how long each of them is: UTC has no summer, and
+/// Unix time no leap seconds.
+const START: i64 = 1_577_836_800;
+const DAY: i64 = 86_400;
+
 impl Period {
     /// The number of the day or month at `now`, in seconds since 1970.
     #[must_use]
     pub fn index(self, now: u64) -> u16 {
         let seconds = i64::try_from(now).unwrap_or(i64::MAX);
-        let at = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
-        let date = Offset::UTC.to_datetime(at).date();
+        // Asked for with every charge, so without a detour over dates where there is a way.
         let count = match self {
-            Self::Day => FIRST.until(date).map_or(0, |span| span.get_days()),
+            Self::Day => (seconds - START) / DAY,
             Self::Month => {
-                let years = i32::from(date.year()) - i32::from(FIRST.year());
-                years * 12 + i32::from(date.month()) - 1
+                let at = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+                let date = Offset::UTC.to_datetime(at).date();
+                let years = i64::from(date.year()) - i64::from(FIRST.year());
+                years * 12 + i64::from(date.month()) - 1
             }
         };
         // Before 2020 the clock is not set; what is counted then belongs to the first day.

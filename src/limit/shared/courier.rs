@@ -146,15 +146,14 @@ impl Courier {
             Budget::Rate { per_minute, burst } => Call {
                 code: &RATE,
                 key: format!("{prefix}:rate:{name}"),
-                arguments: [per_minute, burst]
-                    .map(|number| number.to_string())
-                    .into_iter()
-                    .chain([
-                        wish.settle.to_string(),
-                        wish.need.to_string(),
-                        wish.want.to_string(),
-                    ])
-                    .collect(),
+                arguments: vec![
+                    per_minute.to_string(),
+                    burst.to_string(),
+                    wish.settle.to_string(),
+                    wish.need.to_string(),
+                    wish.want.to_string(),
+                    wish.known.to_string(),
+                ],
             },
             Budget::Quota { period, most } => {
                 let left = period.left(wish.index, held.lease.clock.at().unix);

@@ -100,6 +100,8 @@ struct Slow {
     owed: i64,
     /// Units that the node took without the server in this period: nothing is known of the others' use.
     taken_alone: u64,
+    /// Of a rate: what everybody had used when the server came back, if they did as this node.
+    used_meanwhile: u64,
 }
 
 /// What to ask the server.
@@ -113,7 +115,8 @@ pub(super) struct Wish {
     pub(super) want: u64,
     /// Of a quota: which period.
     pub(super) index: u16,
-    /// Of a quota: used by everybody as far as this node knows.
+    /// Used by everybody as far as this node knows: of a quota, for a server that has forgotten it; of a
+    /// rate, when it was away.
     pub(super) known: u64,
 }
 
@@ -346,9 +349,10 @@ impl Lease {
             .inspect(|before| settle = settle.saturating_add(here - before));
         let here = here.unsigned_abs();
         let known = match (self.budget, slow.heard) {
+            (Budget::Rate { .. }, _) => std::mem::take(&mut slow.used_meanwhile),
             (Budget::Quota { most, .. }, Some((free, _))) => most.saturating_sub(free),
             // What is settled now is in the node's own ledger already.
-            _ => own_used.saturating_sub(settle.max(0).unsigned_abs()),
+            (Budget::Quota { .. }, None) => own_used.saturating_sub(settle.max(0).unsigned_abs()),
         };
         Wish {
             settle,
@@ -382,11 +386,14 @@ impl Lease {
         self.told.notify_waiters();
     }
 
-    /// The server is back. Of a rate, what was used meanwhile was within this node's share and has come
-    /// back with time; of a quota it counts.
+    /// The server is back. Of a rate, what was used meanwhile was within this node's share, and what has
+    /// not come back with time yet is used there, too. Of a quota it all counts.
     pub(super) fn resume(&self) {
-        if matches!(self.budget, Budget::Rate { .. }) {
-            self.slow().owed = 0;
+        if let Budget::Rate { burst, .. } = self.budget {
+            let left = self.alone.left(self.clock.at()).remaining;
+            let mut slow = self.slow();
+            slow.owed = 0;
+            slow.used_meanwhile = burst.saturating_sub(left);
             let _ = self
                 .balance
                 .fetch_update(Relaxed, Relaxed, |here| (here < 0).then_some(0));

@@ -43,7 +43,7 @@ impl Bucket {
 fn the_rate_script_decides_as_a_bucket_that_fills_with_time() {
     let redis = Redis::start();
     let connection = RefCell::new(redis.connect());
-    let steps = proptest::collection::vec((-20_i64..20, 0_i64..40, 0_i64..60), 1..60);
+    let steps = proptest::collection::vec((-20_i64..20, 0_i64..40, 0_i64..60, 0_i64..3), 1..60);
     // A unit takes between 60 and 600 microseconds: time counts, though nobody waits.
     let limits = (100_000_i64..1_000_000, 1_i64..200);
     let mut runner = TestRunner::new(Config::with_cases(100));
@@ -57,10 +57,11 @@ fn the_rate_script_decides_as_a_bucket_that_fills_with_time() {
                 level: burst as f64,
                 at: 0,
             };
-            for (settle, need, want) in steps {
-                let arguments = [per_minute, burst, settle, need, want];
+            for (settle, need, want, known) in steps {
+                let arguments = [per_minute, burst, settle, need, want, known];
                 let [granted, free, now] = run(&mut connection, RATE, "k", &arguments);
                 bucket.at(now);
+                bucket.level = bucket.level.min((burst - known) as f64);
                 bucket.level =
                     (bucket.level - settle as f64).clamp(-9.0 * bucket.burst, bucket.burst);
                 // The server's numbers are exact to a quarter of a microsecond, each time. Within that of a
@@ -135,7 +136,7 @@ fn what_else_lies_under_a_key_is_as_good_as_nothing() {
     ];
     for words in spoil {
         for (script, arguments, expected) in [
-            (RATE, &[60, 100, 0, 5, 10][..], [10, 90]),
+            (RATE, &[60, 100, 0, 5, 10, 0][..], [10, 90]),
             (QUOTA, &[100, 0, 5, 10, 30, 60_000][..], [10, 60]),
         ] {
             redis.run(&["DEL", "k"]);
@@ -160,7 +161,7 @@ fn what_else_lies_under_a_key_is_as_good_as_nothing() {
 fn every_key_expires() {
     let redis = Redis::start();
     let mut connection = redis.connect();
-    run(&mut connection, RATE, "rate", &[60, 100, 0, 50, 50]);
+    run(&mut connection, RATE, "rate", &[60, 100, 0, 50, 50, 0]);
     run(
         &mut connection,
         QUOTA,
@@ -173,6 +174,6 @@ fn every_key_expires() {
         assert!((1..=most).contains(&left), "{key}: {left}");
     }
     // Everything given back leaves nothing behind.
-    run(&mut connection, RATE, "rate", &[60, 100, -50, 0, 0]);
+    run(&mut connection, RATE, "rate", &[60, 100, -50, 0, 0, 0]);
     assert!(redis.keys("rate").is_empty());
 }

@@ -117,6 +117,17 @@ fn alone_a_node_starts_from_what_the_server_had_left() {
 }
 
 #[test]
+fn a_rate_that_was_used_alone_is_used_when_the_server_is_back() {
+    let (lease, clock) = rate(600, 600);
+    while lease.take_alone(1, 2, None, clock.at()).is_ok() {}
+    clock.advance(Duration::from_secs(6));
+    lease.resume();
+    // In six seconds, sixty of six hundred have come back.
+    assert_eq!(lease.wish(false, 0, clock.at()).known, 540);
+    assert_eq!(lease.wish(false, 0, clock.at()).known, 0);
+}
+
+#[test]
 fn what_is_taken_alone_of_a_quota_is_told_to_the_server() {
     let (lease, clock) = quota(1000);
     let wish = lease.wish(false, 0, clock.at());

@@ -2,7 +2,8 @@
 -- arrival time in microseconds since 1970: when the cell would be full again.
 --
 -- ARGV: units a minute; units at once; units used already, below zero: given back; units without which
--- nothing is to be granted; most units to be granted.
+-- nothing is to be granted; most units to be granted; units that are used as far as the node knows, for
+-- what was used while the server was away.
 -- Returns: units granted; units left; the server's time in microseconds.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -15,6 +16,7 @@ local room = burst * unit
 local kept = redis.pcall('GET', KEYS[1])
 local full = type(kept) == 'string' and tonumber(kept) or now
 if not (full > now) then full = now end
+full = math.max(full, now + ARGV[6] * unit)
 full = full + ARGV[3] * unit
 -- A clock that was set back, or a debt beyond all reason, locks nobody out for long.
 if full > now + 10 * room then full = now + 10 * room end
