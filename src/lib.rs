@@ -1,9 +1,9 @@
 //! Sluicegate: an LLM streaming gateway in one binary.
 //!
 //! Follow one request. [`main`](../src/main.rs) reads flags and runs the [`app`], which opens the
-//! sockets. [`transport`] accepts a connection, reads a bounded body and lets a dialect of [`wire`]
-//! parse it. The [`gateway`] admits the request, asks [`route`] for the model's engine, starts it
-//! there and guards the stream. An [`engine`] computes tokens, or plays them, into a small ring per
+//! sockets. [`transport`] accepts a connection; before it reads a bounded body and lets a dialect of [`wire`]
+//! parse it, [`auth`] has said who asks. The [`gateway`] admits the request within its caller's [`limit`]s, asks
+//! [`route`] for the model's engine, starts it there and guards the stream. An [`engine`] computes tokens, or plays them, into a small ring per
 //! sequence. On the way back a [`generation::TokenStream`] takes from the ring only what the
 //! connection has room for, the dialect's encoder writes it, and when a reader stops, the ring fills
 //! and the sequence leaves the batch. [`telemetry`] hears how it ended.

@@ -1,8 +1,8 @@
 //! Limits that several nodes share through a Redis or Valkey server.
 //!
 //! The server keeps one number per limit and decides by its own clock (`scripts/`). A node does not ask
-//! it for every request: it holds a slice of each limit that it uses ([`lease`]), and one task, the
-//! [`courier`], fetches and returns units in the background. Only a request that finds its slice
+//! it for every request: it holds a slice of each limit that it uses (`lease`), and one task, the
+//! `courier`, fetches and returns units in the background. Only a request that finds its slice
 //! empty waits for the server, and only for a few milliseconds. When the server is away, each node goes
 //! on with its share of every limit. No request fails because of the server.
 //!
