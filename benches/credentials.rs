@@ -73,7 +73,7 @@ fn table() -> Option<(Vec<String>, Keys)> {
             class: None,
         })
         .collect();
-    let table = Keys::new(&entries).ok()?;
+    let table = Keys::new(&entries, |_| true).ok()?;
     Some((right, table))
 }
 

@@ -6,7 +6,9 @@ mod secrets;
 use serde_json::Value;
 use sluicegate::auth::keys::KeyHash;
 
-use crate::support::{Ask, Reply, TestGateway, chat_body, gateway};
+use crate::support::{
+    Ask, Asked, Metrics, Protocol, Reply, Served, Tap, TestGateway, Visitor, chat_body, gateway,
+};
 
 /// The entry of a key whose text is `key-of-{id}`.
 pub(crate) fn entry(section: &str, id: &str, more: &str) -> String {
@@ -346,4 +348,29 @@ async fn nobody_operates_where_strangers_are_served() {
     let gateway = asking("[auth]\nallow_anonymous = true\n[ops]\nrequire_key = true").await;
     let reply = gateway.ops_get("/metrics").send().await;
     assert_eq!(refusal(reply).await, says(401, "Bearer", "missing_api_key"));
+}
+
+/// Who comes before the handshake has ended may still show a certificate; who shows nothing then is nobody.
+#[tokio::test]
+async fn who_comes_early_is_asked_all_the_same() {
+    for protocol in Protocol::ALL {
+        let served = Served::by(gateway().scripted().with(&entry("auth.keys", "a", ""))).await;
+        let address = served.gateway.secure();
+        let visitor = Visitor::new(&served, protocol);
+        let _first = visitor.visit(address).await;
+        let tap = Tap::before(address).await;
+        let (visit, _) = visitor.early_visit(tap.address).await;
+        let chat = |token: &str| Asked::chat("", token);
+        // This one is answered while the handshake still goes on: it has no place to wait.
+        let wrong = visit.ask(&chat("wrong")).await;
+        assert_eq!(wrong.outcome(), (401, "invalid_api_key".into()));
+        let nobody = visit.send(&chat("")).await;
+        let good = visit.send(&chat("key-of-a")).await;
+        let held = |m: &Metrics| m.sum("early_requests_total", &["decision=\"held\""]) == 2;
+        served.gateway.until("they wait", held).await;
+        tap.release();
+        let nobody = nobody.answer().await.outcome();
+        assert_eq!(nobody, (401, "missing_api_key".into()));
+        assert_eq!(good.answer().await.outcome(), (200, "ok".into()));
+    }
 }
