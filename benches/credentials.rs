@@ -5,6 +5,11 @@
 //!
 //! It reports and judges nothing: a shared machine makes differences of its own. Beyond 4.5 (a chance of one in a
 //! hundred thousand where there is no difference) the paper sees a leak; a look again is due then, not an alarm.
+#![expect(
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    reason = "it prints figures, of counts far below 2^53"
+)]
 
 use std::fmt::Display;
 use std::hint::black_box;
