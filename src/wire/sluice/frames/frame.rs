@@ -166,7 +166,8 @@ pub struct Reasons<'a>(&'a [u8]);
 impl<'a> Reasons<'a> {
     /// The end of generation, or a stop string.
     pub const STOP: u8 = 1;
-    /// `max_tokens` or the context is used up.
+    /// `max_tokens` or the context is used up; what a limit of the caller ended has a reason of its own,
+    /// [`Reasons::limited`].
     pub const LENGTH: u8 = 2;
 
     /// The first of the reasons that name a limit of the caller: one for each, scope by scope.
