@@ -1,5 +1,6 @@
 //! More requests than can be served: who waits sees its place, who cannot be served is told so at once.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -7,7 +8,7 @@ use sluicegate::client::{self, ChatRequest, Client, Endpoint, Options};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Answer, Event, Reply, TestGateway, gateway, within};
+use crate::support::{Answer, Event, Reply, TestGateway, demo_file, gateway, within};
 
 /// One token now, the next in an hour: holds its slot.
 const HELD: &str = "scripted?pace=1h";
@@ -91,6 +92,36 @@ async fn a_call_in_line_is_told_its_place_in_notifications() {
         lines.last().unwrap()["result"]["usage"]["completion_tokens"],
         2
     );
+}
+
+#[tokio::test]
+async fn a_model_tells_places_too_here_and_in_a_process_of_its_own() {
+    let program = Path::new(env!("CARGO_BIN_EXE_sluicegate"));
+    for isolation in ["none", "process"] {
+        // Nobody is set aside for those who wait.
+        let settings = format!(
+            "context = 2048\nparallel = 1\nwaiting = 4\npark_memory = '0B'\nisolation = '{isolation}'"
+        );
+        let setup = gateway()
+            .with("[stream]\nqueue_notice = '20ms'")
+            .program(program);
+        let gateway = setup.model("queues", demo_file(), &settings).start().await;
+        let endless = r#""stream":true,"ignore_eos":true"#;
+        let ask = gateway.chat("queues", "x", endless).receive_buffer(4096);
+        let holder = ask.send().await;
+        gateway
+            .until("its reader is behind", |metrics| metrics.paused() == 1)
+            .await;
+        let mut next = gateway
+            .chat("queues", "x", r#""stream":true,"max_tokens":3"#)
+            .send()
+            .await;
+        assert_eq!(text(&next.next().await.unwrap()), ": queued position=1\n\n");
+        drop(holder);
+        let answer = Answer::of(&next.events().await);
+        assert_eq!(answer.error, None, "{isolation}");
+        assert!(answer.finishes[0].is_some());
+    }
 }
 
 #[tokio::test]

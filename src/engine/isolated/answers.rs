@@ -3,11 +3,17 @@
 //! ```text
 //!  tokens   u32 each
 //!  pieces   u32 length and so many bytes, each
+//!  queued   position u32, milliseconds u32; or nothing
 //!  numbers  prompt, cached and completion tokens u32, width u32, then f32 each
 //! ```
 
+use std::time::Duration;
+
 use super::frame::{Body, Malformed, put_bytes};
-use crate::generation::Usage;
+use crate::generation::{Queued, Usage};
+
+/// Milliseconds of a wait that nobody can tell.
+const UNKNOWN: u32 = u32::MAX;
 
 /// Appends a list of tokens.
 pub(super) fn put_tokens(out: &mut Vec<u8>, tokens: &[u32]) {
@@ -32,6 +38,31 @@ pub(super) fn put_numbers(out: &mut Vec<u8>, usage: Usage, width: usize, numbers
     ];
     out.extend(head.iter().flat_map(|number| number.to_le_bytes()));
     out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+}
+
+/// Appends a place in line.
+pub(super) fn put_queued(out: &mut Vec<u8>, queued: Option<Queued>) {
+    let Some(queued) = queued else { return };
+    let ms = queued.estimate.map_or(UNKNOWN, |estimate| {
+        u32::try_from(estimate.as_millis()).map_or(UNKNOWN - 1, |ms| ms.min(UNKNOWN - 1))
+    });
+    out.extend(queued.position.to_le_bytes());
+    out.extend(ms.to_le_bytes());
+}
+
+/// A place in line.
+pub(super) fn queued(mut body: Body<'_>) -> Result<Option<Queued>, Malformed> {
+    if body.is_empty() {
+        return Ok(None);
+    }
+    let (position, ms) = (body.u32()?, body.u32()?);
+    if position == 0 || !body.is_empty() {
+        return Err(Malformed("a place in line that is none"));
+    }
+    Ok(Some(Queued {
+        position,
+        estimate: (ms != UNKNOWN).then(|| Duration::from_millis(ms.into())),
+    }))
 }
 
 /// A list of tokens.
@@ -111,8 +142,21 @@ mod tests {
         }
 
         #[test]
+        fn places_come_out_as_they_went_in(position in 1u32.., ms in proptest::option::of(0..UNKNOWN)) {
+            let estimate = ms.map(|ms| Duration::from_millis(ms.into()));
+            for place in [Some(Queued { position, estimate }), None] {
+                let mut out = Vec::new();
+                put_queued(&mut out, place);
+                prop_assert_eq!(queued(Body(&out)), Ok(place));
+                for cut in 1..out.len() {
+                    prop_assert!(queued(Body(&out[..cut])).is_err());
+                }
+            }
+        }
+
+        #[test]
         fn garbage_never_panics(body in proptest::collection::vec(any::<u8>(), 0..64), rows in 0..9_usize) {
-            let _ = (tokens(Body(&body)), pieces(Body(&body), rows), numbers(Body(&body), rows));
+            let _ = (queued(Body(&body)), tokens(Body(&body)), pieces(Body(&body), rows), numbers(Body(&body), rows));
         }
     }
 }

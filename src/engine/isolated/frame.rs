@@ -53,10 +53,12 @@ pub(super) enum Kind {
     Numbers,
     /// It failed (JSON). Up.
     Failed,
+    /// Where a choice stands in line (`answers.rs`). Up, before its first burst.
+    Queued,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Hello,
         Self::Progress,
         Self::Loaded,
@@ -71,6 +73,7 @@ impl Kind {
         Self::Pieces,
         Self::Numbers,
         Self::Failed,
+        Self::Queued,
     ];
 
     fn of(byte: u8) -> Option<Self> {

@@ -26,6 +26,9 @@ const MOST: usize = u32::MAX as usize;
 /// Between two words about how far the loading is.
 const PROGRESS: Duration = Duration::from_millis(250);
 
+/// Between two looks at a place in line.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// How long streams have for their last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -288,12 +291,10 @@ async fn perform(engine: &LlamaEngine, call: Call) -> Result<Answer, Failure> {
 async fn pump(mut source: Box<dyn Source>, mut stream: UnixStream, shift: i64) -> io::Result<()> {
     let mut burst = Burst::with_limit(burst::TOKENS);
     let mut out = Vec::new();
+    if !wait(&mut source, &mut burst, &mut stream).await? {
+        return Ok(());
+    }
     loop {
-        burst.clear();
-        let filled = std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst));
-        if while_open(&stream, filled).await.is_none() {
-            return Ok(());
-        }
         out.clear();
         if burst.tokens() > 0 || !burst.is_empty() {
             frame::put(&mut out, Kind::Burst, |out| {
@@ -304,6 +305,38 @@ async fn pump(mut source: Box<dyn Source>, mut stream: UnixStream, shift: i64) -
         }
         if has_ended(&burst) {
             return Ok(());
+        }
+        burst.clear();
+        let filled = std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst));
+        if while_open(&stream, filled).await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for the first burst, and tells meanwhile where in line the choice stands; false if the parent
+/// has gone.
+async fn wait(
+    source: &mut Box<dyn Source>,
+    burst: &mut Burst,
+    stream: &mut UnixStream,
+) -> io::Result<bool> {
+    let mut told = None;
+    loop {
+        let filled = std::future::poll_fn(|cx| source.poll_fill(cx, burst));
+        match while_open(stream, tokio::time::timeout(LOOK, filled)).await {
+            None => return Ok(false),
+            Some(Ok(())) => return Ok(true),
+            Some(Err(_)) => {}
+        }
+        let queued = source.queued();
+        if queued != told {
+            let mut out = Vec::new();
+            frame::put(&mut out, Kind::Queued, |out| {
+                answers::put_queued(out, queued);
+            })?;
+            stream.write_all(&out).await?;
+            told = queued;
         }
     }
 }

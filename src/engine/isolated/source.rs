@@ -7,10 +7,11 @@ use std::task::{Context, Poll, ready};
 
 use tokio::net::UnixStream;
 
+use super::answers;
 use super::burst::Checked;
-use super::frame::{Inbox, Kind, Malformed};
+use super::frame::{Body, Inbox, Kind, Malformed};
 use super::keeper::Link;
-use crate::generation::{Burst, Cancel, Failure, Finish, Source, clock};
+use crate::generation::{Burst, Cancel, Failure, Finish, Queued, Source, clock};
 
 /// Most text of one round: no count of tokens bounds what a child writes that does not keep to them.
 const TEXT: usize = 64 * 1024;
@@ -26,6 +27,7 @@ pub(super) struct IsolatedSource {
     /// Prompt tokens that it may still call cached.
     uncached: u32,
     last_at: u64,
+    queued: Option<Queued>,
 }
 
 /// A connection that anybody may end.
@@ -47,6 +49,8 @@ impl Cancel for Wire {
 #[derive(PartialEq, Eq)]
 enum Took {
     Nothing,
+    /// Nothing for the burst.
+    Place,
     Something,
     End,
 }
@@ -70,6 +74,7 @@ impl IsolatedSource {
             counted: 0,
             uncached: prompt_tokens,
             last_at: 0,
+            queued: None,
         }
     }
 
@@ -78,8 +83,14 @@ impl IsolatedSource {
         let Some((kind, body)) = self.inbox.peek()? else {
             return Ok(Took::Nothing);
         };
-        if kind != Kind::Burst {
-            return Err(Malformed("something else than a burst"));
+        match kind {
+            Kind::Burst => self.queued = None,
+            Kind::Queued => {
+                self.queued = answers::queued(Body(body))?;
+                self.inbox.skip();
+                return Ok(Took::Place);
+            }
+            _ => return Err(Malformed("something else than a burst")),
         }
         let frame = Checked::read(body)?;
         let now = clock::micros();
@@ -134,6 +145,7 @@ impl Source for IsolatedSource {
             match self.take(burst) {
                 Ok(Took::Nothing) if moved => return Poll::Ready(()),
                 Ok(Took::Nothing) => {}
+                Ok(Took::Place) => continue,
                 Ok(Took::Something) => {
                     moved = true;
                     if burst.room() == 0 || burst.buffer().len() - before > TEXT {
@@ -170,6 +182,10 @@ impl Source for IsolatedSource {
         if !has_ended {
             burst.finish(self.choice, Finish::Length);
         }
+    }
+
+    fn queued(&self) -> Option<Queued> {
+        self.queued
     }
 
     fn canceller(&self) -> Arc<dyn Cancel> {
