@@ -270,6 +270,20 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "a measurement"]
+    #[expect(clippy::print_stdout, reason = "that is what it is for")]
+    fn cost() {
+        let places = places(16, 1000);
+        let held: Vec<_> = (0..1016).map(|n| places.take(payer(n, 1), 1)).collect();
+        let began = std::time::Instant::now();
+        for _ in 0..1000 {
+            assert!(places.ahead(payer(3, 1)) > 0 && places.take(payer(3, 1), 1).is_none());
+        }
+        let each = began.elapsed() / 1000;
+        println!("a refusal with {} tenants in line: {each:?}", held.len());
+    }
+
+    #[test]
     fn tenants_that_hold_nothing_are_forgotten() {
         let places = places(1, 10);
         let held = places.take(payer(0, 1), 1);

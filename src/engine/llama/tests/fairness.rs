@@ -147,3 +147,91 @@ async fn the_time_between_starts_is_measured_while_somebody_waits() {
     assert!(forecast.lead > Duration::ZERO);
     engine.stop().await;
 }
+
+/// A caller that always has so many requests under way, for a while: when each second-half request got
+/// its first token, and all tokens of that half.
+async fn keep_asking(
+    engine: &LlamaEngine,
+    name: &str,
+    at_once: usize,
+    time: Duration,
+) -> (Vec<Duration>, u64) {
+    let began = Instant::now();
+    let one = async |_| {
+        let (mut waits, mut tokens) = (Vec::new(), 0);
+        while began.elapsed() < time {
+            let mut request = of(name);
+            request.max_tokens = Some(24);
+            let asked = Instant::now();
+            let mut source = match engine.start(&request).await {
+                Ok(mut started) => started.sources.remove(0),
+                Err(failure) => {
+                    tokio::time::sleep(failure.retry_after.unwrap_or_default()).await;
+                    continue;
+                }
+            };
+            let counts = began.elapsed() > time / 2;
+            let mut burst = Burst::new();
+            std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst)).await;
+            if counts {
+                waits.push(asked.elapsed());
+            }
+            if end_of(source).await.is_ok() && counts {
+                tokens += 24;
+            }
+        }
+        (waits, tokens)
+    };
+    let mut all = (Vec::new(), 0);
+    for (waits, tokens) in futures_all((0..at_once).map(one)).await {
+        all.0.extend(waits);
+        all.1 += tokens;
+    }
+    all.0.sort_unstable();
+    all
+}
+
+async fn futures_all<T, F: Future<Output = T>>(futures: impl Iterator<Item = F>) -> Vec<T> {
+    let mut futures: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(|cx| {
+        for (future, done) in &mut futures {
+            if done.is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *done = Some(value);
+            }
+        }
+        if futures.iter().all(|(_, done)| done.is_some()) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    futures.into_iter().filter_map(|(_, done)| done).collect()
+}
+
+#[tokio::test]
+#[ignore = "a measurement"]
+#[expect(clippy::print_stdout, reason = "that is what it is for")]
+async fn the_cost_of_a_flood_to_others() {
+    for flood in [4, 40, 4, 40] {
+        let engine = engine(|settings| {
+            settings.parallel = 16;
+            settings.waiting = 64;
+        });
+        let names = ["a", "b", "c", "d", "e"];
+        let callers = names.map(|name| {
+            let at_once = if name == "a" { flood } else { 4 };
+            keep_asking(&engine, name, at_once, Duration::from_secs(10))
+        });
+        let got = futures_all(callers.into_iter()).await;
+        let mut others: Vec<_> = got[1..].iter().flat_map(|(waits, _)| waits).collect();
+        others.sort_unstable();
+        let p99 = others[others.len() * 99 / 100];
+        let p50 = others[others.len() / 2];
+        let tokens: Vec<_> = got.iter().map(|(_, tokens)| tokens).collect();
+        println!("{flood} at once: others' first tokens {p50:?}, p99 {p99:?}; tokens {tokens:?}");
+        engine.stop().await;
+    }
+}
