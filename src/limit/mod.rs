@@ -15,10 +15,12 @@
 mod account;
 mod accounts;
 mod admission;
+mod bound;
 pub mod cell;
 mod clock;
 pub mod config;
 mod estimate;
+pub mod fuzz;
 mod limiter;
 pub mod period;
 pub mod places;
@@ -31,114 +33,10 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 pub use self::admission::Admission;
+pub use self::bound::{Bound, Cell, Key, Left, Local, Store};
 pub use self::clock::{At, Clock};
 pub use self::limiter::{Ask, Limiter, Work};
 pub use self::standing::Standing;
 pub use self::store::Kept;
-use crate::generation::BoxFuture;
 pub use crate::telemetry::{Limit, Scope};
-
-/// One limit of one account: so many units, which come back with time.
-pub trait Cell: Send + Sync {
-    /// Takes `n` units, all or none.
-    ///
-    /// # Errors
-    /// How long until they would be granted if nobody else took any.
-    fn take(&self, n: u64, at: At) -> Result<(), Duration>;
-
-    /// Takes `n` units that have been used already, whether or not they are there. Whether at least one
-    /// is left.
-    fn charge(&self, n: u64, at: At) -> bool;
-
-    /// Gives `n` units back that were taken and not used.
-    fn give(&self, n: u64, at: At);
-
-    /// What is left.
-    fn left(&self, at: At) -> Left;
-
-    /// Whether it is as good as new: forgetting it would grant nobody anything.
-    fn is_idle(&self, at: At) -> bool;
-
-    /// Asks elsewhere for `n` more units, where that is possible: after [`Cell::take`] refused, before it
-    /// is asked once more. Bounded in time, and without an error: whoever cannot be reached grants nothing.
-    fn refill(&self, n: u64) -> Option<BoxFuture<'_, ()>> {
-        let _ = n;
-        None
-    }
-}
-
-/// What is left in a cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// Units when nothing is used.
-    pub limit: u64,
-    /// Units that would be granted now.
-    pub remaining: u64,
-    /// Until all of them are back.
-    pub reset: Duration,
-    /// In which time so many come back.
-    pub window: Duration,
-}
-
-/// How much of something may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
-    /// So many a minute, and so many at once. Both at least 1.
-    Rate {
-        /// A minute's.
-        per_minute: u64,
-        /// At once.
-        burst: u64,
-    },
-    /// So many at once.
-    Places(u32),
-    /// So many in a period of the calendar.
-    Quota {
-        /// Which period.
-        period: period::Period,
-        /// How many.
-        most: u64,
-    },
-}
-
-/// Which limit of whom: the same on every node and after every restart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key<'a> {
-    /// Whose kind of limit.
-    pub scope: Scope,
-    /// Which organization or caller (`key:…`, an address), or which model.
-    pub name: &'a str,
-    /// For [`Scope::CallerOnModel`], the model.
-    pub model: Option<&'a str>,
-    /// What is limited.
-    pub limit: Limit,
-}
-
-/// Makes the cells of accounts.
-pub trait Store: Send + Sync {
-    /// A cell for this key. Asked once for every account that is made, again when an account was idle
-    /// for long; a store that remembers goes on where it was.
-    fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell>;
-}
-
-/// Cells that live in this process and are forgotten with it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Local;
-
-impl Store for Local {
-    fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
-        match bound {
-            Bound::Rate { per_minute, burst } if key.limit == Limit::RequestsPerMinute => {
-                Box::new(requests::Requests::new(per_minute, burst, clock))
-            }
-            Bound::Places(most) => Box::new(places::Places::new(most)),
-            Bound::Rate { per_minute, burst } => Box::new(cell::Tokens::new(per_minute, burst)),
-            Bound::Quota { period, most } => {
-                Box::new(period::Quota::new(period, most, std::sync::Arc::default()))
-            }
-        }
-    }
-}

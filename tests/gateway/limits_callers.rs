@@ -8,7 +8,7 @@ use sluicegate::wire::sluice::FRAMES;
 use sluicegate::wire::sluice::frames::{Decoder, Frame, Reasons};
 
 use crate::keys::{entry, key};
-use crate::support::{Answer, Came, Reply, Served, TestGateway, gateway};
+use crate::support::{Answer, Came, Reply, Served, TestGateway, demo_file, gateway};
 
 /// One token now, the next in an hour: holds its stream open.
 const HELD: &str = "scripted?pace=1h";
@@ -444,4 +444,35 @@ async fn each_key_has_the_limits_of_its_class_and_all_of_an_owner_share_theirs()
     assert_eq!(number(&reply, "x-ratelimit-remaining-requests"), 4);
     let accounts = number_of_accounts(&gateway).await;
     assert_eq!(accounts, 3, "one for each key that was believed");
+}
+
+#[tokio::test]
+async fn a_models_answer_ends_early_too_here_and_in_a_process_of_its_own() {
+    let limits = "tokens_per_minute = 1\ntoken_burst = 300";
+    let settings = "context = 2048\nparallel = 2\ntrusted = true";
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_sluicegate"));
+    let apart = format!("{settings}\nisolation = 'process'");
+    let gateway = gateway()
+        .program(program)
+        .demo(settings)
+        .model("apart", demo_file(), &apart)
+        .with(&format!(
+            "[limits.models.demo]\n{limits}\n[limits.models.apart]\n{limits}"
+        ))
+        .start()
+        .await;
+    for model in ["demo", "apart"] {
+        let more = r#""stream":true,"ignore_eos":true,"stream_options":{"include_usage":true}"#;
+        let text = gateway.chat(model, "x", more).send().await.text().await;
+        assert!(
+            text.contains(r#""ended_by":"model.tokens_per_minute""#),
+            "{text}"
+        );
+        let answer = Answer::of_text(&text);
+        assert_eq!(answer.error, None);
+        assert_eq!(answer.finishes, [Some("length".to_owned())]);
+        let total = answer.usage.unwrap()["total_tokens"].as_u64().unwrap();
+        assert!((300..300 + 64).contains(&total), "{model}: {total}");
+    }
+    gateway.until("both are free", |m| m.running() == 0).await;
 }
