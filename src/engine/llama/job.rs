@@ -20,6 +20,8 @@ pub(super) struct Counters {
     pub(super) accepted: AtomicU32,
     /// Sequences with KV cells.
     pub(super) running: AtomicU32,
+    /// Sequences that stood in line after the last plan: there was no room for them.
+    pub(super) standing: AtomicU32,
     /// Running sequences out of the batch because their reader is behind.
     pub(super) paused: AtomicU32,
     /// Sequences whose K/V waits in host memory.

@@ -46,6 +46,8 @@ impl Standing {
 /// All places of a model.
 pub(super) struct Places {
     counters: Arc<Counters>,
+    /// Sequences that run at once.
+    running: u32,
     /// Those that there are.
     limit: u32,
     /// With those that are taken by who comes in for others, until these have gone.
@@ -83,6 +85,7 @@ impl Places {
         let limit = running.saturating_add(waiting);
         Self {
             counters,
+            running,
             limit,
             most: Self::most(running, waiting),
             tenants: Mutex::default(),
@@ -151,7 +154,16 @@ impl Places {
             let turns = ((own + 1) * standing.weight()).div_ceil(own_weight);
             higher + same.min(turns)
         });
-        others.sum()
+        others.sum::<u64>().saturating_sub(self.about_to_begin())
+    }
+
+    /// Those that the engine has not looked at yet and has room for: they stand in nobody's way.
+    fn about_to_begin(&self) -> u64 {
+        if self.counters.standing.load(Relaxed) > 0 {
+            return 0;
+        }
+        let running = self.counters.running.load(Relaxed);
+        u64::from(self.running.saturating_sub(running))
     }
 }
 

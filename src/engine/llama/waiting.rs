@@ -182,6 +182,7 @@ impl Worker {
     /// that saw the line last.
     pub(super) fn look_at_line(&mut self, started: usize, last: usize) {
         let standing = count(self.waiting_view.len().saturating_sub(last));
+        self.setup.counters.standing.store(standing, Relaxed);
         self.drain.look(clock::micros(), count(started), standing);
         if let Some(each_us) = self.drain.each_us() {
             self.setup.counters.each_us.store(each_us, Relaxed);

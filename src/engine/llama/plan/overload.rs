@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::super::job::Counters;
@@ -51,6 +52,7 @@ struct Seconds {
 
 struct Gate {
     world: World,
+    counters: Arc<Counters>,
     places: Places,
     drain: Drain,
     lead_us: u64,
@@ -61,9 +63,11 @@ struct Gate {
 
 impl Gate {
     fn new() -> Self {
+        let counters: Arc<Counters> = Arc::default();
         Self {
             world: World::new(LIMITS, Vec::new()),
-            places: Places::new(Arc::<Counters>::default(), LIMITS.ids, 1000),
+            places: Places::new(counters.clone(), LIMITS.ids, 1000),
+            counters,
             drain: Drain::default(),
             lead_us: 0,
             held: HashMap::new(),
@@ -141,8 +145,11 @@ impl Gate {
         }
         let standing = self.standing();
         let started = u32::try_from(stood - standing).unwrap();
-        self.drain
-            .look(now_us, started, u32::try_from(standing).unwrap());
+        let running = self.held.len() - standing;
+        let [standing, running] = [standing, running].map(|count| u32::try_from(count).unwrap());
+        self.counters.standing.store(standing, Relaxed);
+        self.counters.running.store(running, Relaxed);
+        self.drain.look(now_us, started, standing);
         let keys: Vec<_> = self.held.keys().copied().collect();
         for key in keys {
             let sequence = &self.world.sequences[key];

@@ -127,6 +127,27 @@ async fn a_deadline_that_the_line_cannot_meet_is_refused_at_once_with_the_time_t
 }
 
 #[tokio::test]
+async fn a_burst_that_finds_the_engine_idle_is_not_refused_for_what_was_measured_before() {
+    let engine = engine(|settings| {
+        settings.parallel = 4;
+        settings.waiting = 8;
+    });
+    // As measured with requests of a minute each.
+    engine.counters.each_us.store(60_000_000, Relaxed);
+    let mut hasty = of("hasty");
+    hasty.deadlines.queue = Some(Duration::from_secs(90));
+    let payer = payer(&hasty);
+    // Taken faster than the engine looks.
+    let held = engine.places.take(payer, 3);
+    let (deadlines, choices) = (&hasty.deadlines, 1);
+    engine
+        .places(payer, deadlines, choices)
+        .expect("there is room for all four");
+    drop(held);
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn the_time_between_starts_is_measured_while_somebody_waits() {
     let engine = engine(|settings| {
         settings.parallel = 1;
