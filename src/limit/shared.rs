@@ -41,7 +41,8 @@ pub struct Shared(Arc<Inner>);
 
 struct Inner {
     redis: Redis,
-    leases: Mutex<HashMap<String, Arc<Held>>>,
+    /// By name and size: a caller whose class has changed has another limit under the same name.
+    leases: Mutex<HashMap<(String, Budget), Arc<Held>>>,
     /// Leases that the courier is to look after; each at most once.
     due: Mutex<Vec<Arc<Held>>>,
     wake: Notify,
@@ -107,7 +108,7 @@ impl Shared {
         let name = name(key);
         let held = {
             let mut leases = self.0.leases();
-            let held = leases.entry(name.clone()).or_insert_with(|| {
+            let held = leases.entry((name.clone(), budget)).or_insert_with(|| {
                 let lease = Lease::new(name, budget, clock);
                 Arc::new(Held { lease, own })
             });
@@ -151,7 +152,7 @@ impl Inner {
         self.is_up.load(Relaxed)
     }
 
-    fn leases(&self) -> MutexGuard<'_, HashMap<String, Arc<Held>>> {
+    fn leases(&self) -> MutexGuard<'_, HashMap<(String, Budget), Arc<Held>>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -262,8 +262,9 @@ impl Courier {
     fn due(&self, most: usize) -> Vec<Arc<Held>> {
         let due = &self.shared.due;
         let mut due = due.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = due.len().saturating_sub(most);
-        due.split_off(from)
+        let most = most.min(due.len());
+        // The oldest first: else those would wait for as long as others keep coming.
+        due.drain(..most).collect()
     }
 
     /// Gives everything back.

@@ -31,7 +31,7 @@ const PART: u64 = 10;
 const QUOTA_PART: u64 = 1_000;
 
 /// What is shared of one limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Budget {
     Rate { per_minute: u64, burst: u64 },
     Quota { period: Period, most: u64 },
@@ -382,6 +382,9 @@ impl Lease {
     pub(super) fn unanswered(&self, wish: &Wish) {
         let mut slow = self.slow();
         slow.owed = slow.owed.saturating_add(wish.settle);
+        if matches!(self.budget, Budget::Rate { .. }) {
+            slow.used_meanwhile = slow.used_meanwhile.max(wish.known);
+        }
         drop(slow);
         self.told.notify_waiters();
     }

@@ -29,6 +29,27 @@ fn round(lease: &Lease, clock: &Clock, free: i64) -> Wish {
 }
 
 #[test]
+fn a_caller_whose_class_has_changed_has_the_new_limit() {
+    use super::super::super::{Key, Limit, Scope};
+    let redis = toml::from_str("url = 'redis://127.0.0.1:1'").unwrap();
+    let (shared, clock) = (super::super::Shared::new(&redis), Clock::fake(0));
+    let of = |per_minute| {
+        let key = Key {
+            scope: Scope::Caller,
+            name: "key:a",
+            model: None,
+            limit: Limit::TokensPerMinute,
+        };
+        let burst = per_minute;
+        let bound = Bound::Rate { per_minute, burst };
+        shared.cell(key, bound, None, &clock).unwrap()
+    };
+    let (old, new) = (of(100), of(900));
+    assert_eq!(old.left(clock.at()).limit, 100);
+    assert_eq!(new.left(clock.at()).limit, 900);
+}
+
+#[test]
 fn a_slice_is_a_seconds_worth_a_tenth_at_most_and_one_at_least() {
     for ((per_minute, burst), slice) in [
         ((6000, 6000), 100),
@@ -123,7 +144,10 @@ fn a_rate_that_was_used_alone_is_used_when_the_server_is_back() {
     clock.advance(Duration::from_secs(6));
     lease.resume();
     // In six seconds, sixty of six hundred have come back.
-    assert_eq!(lease.wish(false, 0, clock.at()).known, 540);
+    let wish = lease.wish(false, 0, clock.at());
+    assert_eq!(wish.known, 540);
+    lease.unanswered(&wish);
+    assert_eq!(lease.wish(false, 0, clock.at()).known, 540, "told again");
     assert_eq!(lease.wish(false, 0, clock.at()).known, 0);
 }
 
