@@ -97,10 +97,15 @@ impl Account {
         cells.filter(|&(_, units)| units > 0)
     }
 
-    /// Gives back what was taken and not used.
-    pub(super) fn give(&self, cost: Cost, at: At) {
+    /// Gives back what was taken at `taken` and not used.
+    pub(super) fn give(&self, cost: Cost, taken: At, at: At) {
         for (slot, units) in self.costing(cost).rev() {
-            slot.cell.give(units, at);
+            // What was taken of a day that is over is given back to nobody: today's use is today's.
+            let is_over = matches!(slot.bound, Bound::Quota { period, .. }
+                if period.index(taken.unix) != period.index(at.unix));
+            if !is_over {
+                slot.cell.give(units, at);
+            }
         }
     }
 

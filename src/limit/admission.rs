@@ -56,6 +56,8 @@ impl Admission {
 pub(super) struct Reserved {
     pub(super) accounts: Accounts,
     pub(super) cost: Cost,
+    /// When.
+    pub(super) at: At,
     pub(super) text_bytes: u64,
     pub(super) work: Work,
 }
@@ -110,7 +112,7 @@ impl Hold {
     fn give(&self, cost: Cost, at: At) {
         // The innermost first, as it was taken last.
         for account in self.reserved.accounts.iter().rev().flatten() {
-            account.give(cost, at);
+            account.give(cost, self.reserved.at, at);
         }
     }
 
@@ -160,7 +162,10 @@ impl Hold {
             && let Some(estimate) = &self.estimate
         {
             let delivered = self.delivered.load(Relaxed);
-            estimate.learn_output(delivered / u64::from(choices.max(1)));
+            // Who was sent away or left before the first token had no answer of any length.
+            if delivered > 0 {
+                estimate.learn_output(delivered / u64::from(choices.max(1)));
+            }
         }
     }
 }

@@ -191,6 +191,7 @@ impl Limiter {
             Reserved {
                 accounts,
                 cost,
+                at: self.clock.at(),
                 text_bytes: ask.text_bytes,
                 work: ask.work,
             },

@@ -454,6 +454,39 @@ fn asking_where_somebody_stands_makes_no_state() {
 }
 
 #[test]
+fn who_leaves_before_the_first_token_says_nothing_about_the_length_of_answers() {
+    let rig = rig("[classes.default]\ntokens_per_minute = 100000");
+    let caller = caller("key:a");
+    let unbounded = Ask {
+        work: Work::Generate {
+            choices: 1,
+            max_tokens: None,
+        },
+        ..ask(&caller)
+    };
+    for _ in 0..1000 {
+        rig.begin(&unbounded).settle();
+    }
+    let _open = rig.begin(&unbounded);
+    assert_eq!(rig.left(&caller, "caller.tokens_per_minute"), 100_000 - 256);
+}
+
+#[test]
+fn what_was_reserved_yesterday_is_not_given_back_to_today() {
+    let rig = rig("[classes.default]\ntokens_per_day = 1000\ntokens_per_month = 5000");
+    let caller = caller("key:a");
+    rig.clock.advance(Duration::from_secs(86_399));
+    let late = rig.begin(&sized(&caller, 0, 900));
+    rig.clock.advance(Duration::from_secs(1));
+    let today = rig.begin(&sized(&caller, 0, 700));
+    today.charge(700).unwrap();
+    today.settle();
+    late.settle();
+    assert_eq!(rig.left(&caller, "caller.tokens_per_day"), 300);
+    assert_eq!(rig.left(&caller, "caller.tokens_per_month"), 4300);
+}
+
+#[test]
 fn embeddings_take_tokens_and_counting_takes_a_request() {
     let rig =
         rig("[classes.default]\nrequests_per_minute = 3\ntokens_per_minute = 100\nqueued = 1");
