@@ -51,11 +51,17 @@ impl Gateway {
         self.parts.limiter.standing(caller, model)
     }
 
-    pub(super) async fn limit(&self, request: &Request) -> Result<Admission, Failure> {
+    /// `context`: tokens that the model can hold. No more than that is reserved for an answer, whatever
+    /// bound it names; one that goes on beyond is charged as it does.
+    pub(super) async fn limit(
+        &self,
+        request: &Request,
+        context: u32,
+    ) -> Result<Admission, Failure> {
         let sizes = request.inputs.iter().map(Size::of);
         let work = Work::Generate {
             choices: u32::try_from(request.choices()).unwrap_or(u32::MAX),
-            max_tokens: request.max_tokens,
+            max_tokens: request.max_tokens.map(|most| most.min(context)),
         };
         let size = sizes.fold(Size::default(), Size::and);
         self.ask(&request.caller, &request.model, size, work).await

@@ -112,7 +112,7 @@ impl Gateway {
         let accepted_at = clock::task_micros();
         let permit = self.admit(&request.caller, Scopes::GENERATE, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
-        let admission = self.limit(&request).await?;
+        let admission = self.limit(&request, engine.card().context).await?;
         request.weight = admission.weight();
         request.class = admission.urgency(request.class);
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());

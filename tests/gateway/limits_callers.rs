@@ -221,6 +221,17 @@ async fn too_many_tokens_for_what_is_left_are_refused_and_fewer_are_not() {
 const DRY: &str = "[limits.anonymous]\ntokens_per_minute = 1\ntoken_burst = 300";
 
 #[tokio::test]
+async fn no_more_is_reserved_for_an_answer_than_the_model_can_hold() {
+    let limits = "[limits.models.demo]\ntokens_per_minute = 1_000_000";
+    let gateway = gateway().with(limits).start().await;
+    let endless = format!(r#"{STREAM},"max_tokens":4294967295"#);
+    let reply = gateway.chat("demo", "x", &endless).send().await;
+    assert_eq!(reply.status, 200);
+    // Whoever asks for four billion does not hold up all others on this model meanwhile.
+    assert!(number(&reply, "x-ratelimit-remaining-tokens") > 900_000);
+}
+
+#[tokio::test]
 async fn a_stream_that_runs_its_caller_dry_ends_as_if_it_were_long_enough() {
     let gateway = limited(DRY).await;
     let more = r#""stream":true,"stream_options":{"include_usage":true},"stop":["abcdX"]"#;
