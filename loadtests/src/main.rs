@@ -14,12 +14,16 @@
 mod count;
 mod engine;
 mod exchange;
+mod folder;
 mod histogram;
 mod load;
+mod numbers;
 mod process;
+mod program;
 mod report;
 mod response;
 mod stats;
+mod table;
 mod transports;
 
 use std::net::{SocketAddr, ToSocketAddrs};

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::figures::{Figure, cost, median, rate};
+use super::figures::{Figure, cost, rate};
 use super::scenario::{Kind, Unit};
+use crate::numbers::median;
 
 /// Times that it decodes the same again; the median counts.
 const TIMES: usize = 3;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::client::Answer;
+use crate::numbers::float;
 
 /// A measured value.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,39 +180,6 @@ pub(super) fn gaps(answers: &[Answer], begin: Instant, end: Instant) -> Vec<Dura
     gaps
 }
 
-/// The duration that a share of all do not exceed; sorts them.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a rank is small and positive"
-)]
-pub(super) fn percentile(times: &mut [Duration], share: f64) -> Duration {
-    times.sort_unstable();
-    let rank = (share * float(times.len() as u64)).ceil().max(1.0) as usize;
-    times
-        .get(rank - 1)
-        .or(times.last())
-        .copied()
-        .unwrap_or_default()
-}
-
-/// The middle value, or the mean of the two in the middle; of nothing, none.
-pub(super) fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    if sorted.len() % 2 == 1 {
-        return Some(upper);
-    }
-    Some(f64::midpoint(*sorted.get(sorted.len() / 2 - 1)?, upper))
-}
-
-/// A count as a number to reckon with.
-#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^53")]
-pub(super) fn float(count: u64) -> f64 {
-    count as f64
-}
-
 /// The share of a text that has stood before, in the prompt or earlier in itself: positions whose next
 /// 16 bytes have occurred, of all that have so many.
 pub(super) fn copied(prompt: &str, text: &str) -> f64 {
@@ -288,18 +256,6 @@ mod tests {
             gaps(&[burst], start, start + 40 * MS),
             [MS, Duration::ZERO, Duration::ZERO]
         );
-    }
-
-    #[test]
-    fn percentiles_and_medians_are_those_of_the_sorted_values() {
-        let mut times: Vec<Duration> = (1..=100).rev().map(|n| n * MS).collect();
-        assert_eq!(percentile(&mut times, 0.5), 50 * MS);
-        assert_eq!(percentile(&mut times, 0.99), 99 * MS);
-        assert_eq!(percentile(&mut times, 1.0), 100 * MS);
-        assert_eq!(percentile(&mut [], 0.5), Duration::ZERO);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0]), Some(2.5));
-        assert_eq!(median(&[]), None);
     }
 
     #[test]

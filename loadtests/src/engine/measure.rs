@@ -7,13 +7,11 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::count::Method;
+use crate::numbers::{float, median, percentile};
 use crate::process::{self, Reading};
 
 use super::client::{Answer, Ask, Fault, Reader, Streams};
-use super::figures::{
-    self, Figure, Flow, all_running, cost, float, gaps, median, millis, percentile, rate, share,
-    whole,
-};
+use super::figures::{self, Figure, Flow, all_running, cost, gaps, millis, rate, share, whole};
 use super::neighbour;
 use super::scenario::{Kind, Unit};
 use super::server::{Product, Running};

@@ -14,7 +14,7 @@ pub(crate) mod neighbour;
 mod results;
 mod scenario;
 mod server;
-mod text;
+pub(crate) mod text;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ use results::{Contestant, Results};
 use scenario::Unit;
 use server::{Product, Server};
 use text::Texts;
+
+use crate::folder::Folder;
 
 /// The model of this repository.
 const DEMO: &str = concat!(
@@ -123,12 +125,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let folder = Folder::new()?;
+    let folder = Folder::new("engine")?;
     let programs = Programs::new(options);
     if options.list {
         for (unit, model) in &units {
             println!("{}", unit.name());
-            for (who, command) in programs.commands(unit, model, &folder.0) {
+            for (who, command) in programs.commands(unit, model, folder.path()) {
                 println!("    {}: {command}", who.name());
             }
         }
@@ -139,7 +141,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut stop = signal(SignalKind::terminate())?;
         tokio::select! {
             // Whatever is dropped on the way out ends the processes that it started.
-            end = all(options, &programs, &units, &folder.0, &done) => end,
+            end = all(options, &programs, &units, folder.path(), &done) => end,
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
             _ = stop.recv() => bail!("stopped"),
         }
@@ -386,25 +388,6 @@ async fn version(program: &Path) -> Result<String> {
         .lines()
         .find(|line| line.contains(|c: char| c.is_ascii_digit()));
     Ok(line.unwrap_or_default().trim().to_owned())
-}
-
-/// A folder for configuration and logs, removed in the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("loadtests-engine-{}", std::process::id()));
-        std::fs::create_dir_all(&path)
-            .with_context(|| format!("could not make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Left over, it does no harm.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 #[cfg(test)]

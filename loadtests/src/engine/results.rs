@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::figures::{Better, Figure, median};
+use super::figures::{Better, Figure};
 use super::scenario::{Against, Reach, Unit};
+use crate::numbers::median;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,24 +1,19 @@
 //! Starts the servers under measurement, one at a time, and ends them.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use tokio::process::{Child, Command};
-use tokio::time::sleep;
+use anyhow::{Context, Result};
+use tokio::process::Command;
 
 use super::client;
 use super::scenario::Unit;
+use crate::program;
 
 /// How long a server may take to load its model.
 const LOAD: Duration = Duration::from_mins(2);
-
-/// How often it is asked whether it is ready.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// How a server is started.
 #[derive(Clone, Debug)]
@@ -48,7 +43,7 @@ pub(super) struct Running {
     pub(super) pid: u32,
     /// Which one it is.
     pub(super) product: Product,
-    child: Child,
+    process: program::Running,
 }
 
 impl Server {
@@ -98,55 +93,34 @@ impl Server {
     /// # Errors
     /// It does not start; the last lines that it printed are told.
     pub(super) async fn start(&self, unit: &Unit, model: &Path, folder: &Path) -> Result<Running> {
-        let ports = free_ports()?;
+        let ports = program::free_ports()?;
         let (arguments, config) = self.arguments(unit, model, ports, folder);
         if let Some(config) = config {
             std::fs::write(folder.join("sluicegate.toml"), config)?;
         }
         let log = folder.join("server.log");
-        let output = File::create(&log)?;
-        let mut child = Command::new(&self.program)
-            .args(&arguments)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("could not start {}", self.program.display()))?;
-        let pid = child.id().context("it ended at once")?;
+        let mut command = Command::new(&self.program);
+        command.args(&arguments);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports[0]));
         let path = match self.product {
             Product::Sluicegate => "/readyz",
             Product::Llama => "/health",
         };
-        let begin = Instant::now();
-        while client::get(address, path).await != Some(200) {
-            if let Some(status) = child.try_wait()? {
-                bail!(
-                    "{} ended with {status}: {}",
-                    self.program.display(),
-                    tail(&log)
-                );
-            }
-            if begin.elapsed() > LOAD {
-                bail!("{} is not ready: {}", self.program.display(), tail(&log));
-            }
-            sleep(LOOK).await;
-        }
+        let is_ready = async || client::get(address, path).await == Some(200);
+        let process = program::start(command, &log, LOAD, is_ready).await?;
         Ok(Running {
             address,
-            pid,
+            pid: process.pid,
             product: self.product,
-            child,
+            process,
         })
     }
 }
 
 impl Running {
     /// Ends it, and waits until it is gone.
-    pub(super) async fn stop(mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        let _ = self.child.kill().await;
+    pub(super) async fn stop(self) {
+        self.process.stop().await;
     }
 }
 
@@ -165,20 +139,6 @@ fn sluicegate_config(unit: &Unit, model: &Path, ports: [u16; 2]) -> String {
         let _ = writeln!(config, "{key} = {value}");
     }
     config
-}
-
-/// Two ports that nobody listens on now.
-fn free_ports() -> Result<[u16; 2]> {
-    let one = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let two = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok([one.local_addr()?.port(), two.local_addr()?.port()])
-}
-
-/// The last lines of a file, on one line.
-fn tail(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(5).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ const WORDS: [&str; 64] = [
 
 /// A source of texts.
 #[derive(Clone, Debug)]
-pub(super) struct Texts {
+pub(crate) struct Texts {
     state: u64,
     /// Words that make a token, as the model at hand counts.
     pub(super) words_per_token: f64,
@@ -22,7 +22,7 @@ pub(super) struct Texts {
 
 impl Texts {
     /// The texts of one measurement.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             words_per_token: 1.0,
@@ -30,7 +30,7 @@ impl Texts {
     }
 
     /// So many words.
-    pub(super) fn words(&mut self, count: usize) -> String {
+    pub(crate) fn words(&mut self, count: usize) -> String {
         let words: Vec<&str> = (0..count).map(|_| self.word()).collect();
         words.join(" ")
     }

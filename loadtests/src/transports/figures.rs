@@ -3,22 +3,8 @@
 use std::time::Duration;
 
 use super::load::Outcome;
-
-/// A figure of one round.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Figure {
-    /// What it is.
-    pub(super) name: &'static str,
-    /// In what; none for a pure number.
-    pub(super) unit: &'static str,
-    /// How much.
-    pub(super) value: f64,
-}
-
-/// A figure.
-pub(super) fn figure(name: &'static str, unit: &'static str, value: f64) -> Figure {
-    Figure { name, unit, value }
-}
+use crate::numbers::{float, ms};
+use crate::table::{Figure, figure};
 
 /// Tokens a second.
 pub(super) fn rate(outcome: &Outcome) -> Figure {
@@ -96,19 +82,6 @@ pub(super) fn gap(name: &'static str, outcome: &Outcome, share: f64) -> Figure {
     figure(name, "ms", ms(outcome.stats.gap.percentile(share)))
 }
 
-/// The time that 99 of a hundred do not exceed.
-pub(super) fn p99(times: &[Duration]) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let rank = (sorted.len() * 99).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
-}
-
-/// In milliseconds.
-pub(super) fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
 /// For each token.
 pub(super) fn per(count: u64, tokens: u64) -> f64 {
     float(count) / float(tokens)
@@ -117,12 +90,6 @@ pub(super) fn per(count: u64, tokens: u64) -> f64 {
 /// A share of a hundred.
 pub(super) fn percent(part: u64, whole: u64) -> f64 {
     100.0 * per(part, whole)
-}
-
-/// A count as a number to reckon with.
-#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^53")]
-pub(super) fn float(count: u64) -> f64 {
-    count as f64
 }
 
 #[cfg(test)]
@@ -200,12 +167,5 @@ mod tests {
         };
         let growth = growth(&with(10), &with(11));
         assert!((value(&growth, "growth") - 10.0).abs() < 1.5);
-    }
-
-    #[test]
-    fn the_99th_percentile_is_a_value_that_was_seen() {
-        let times: Vec<Duration> = (1..=200).rev().map(Duration::from_millis).collect();
-        assert_eq!(p99(&times), Duration::from_millis(198));
-        assert_eq!(p99(&[]), Duration::ZERO);
     }
 }

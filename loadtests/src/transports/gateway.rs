@@ -1,26 +1,22 @@
 //! Starts the gateway under measurement, with a scripted model and all listeners on free ports.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
-use tokio::time::sleep;
+use tokio::process::Command;
 
 use super::Transport;
+use crate::program::{self, Running};
 
 /// How long it may take to be ready.
 const START: Duration = Duration::from_secs(20);
-
-/// How often it is tried.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// Where the gateway keeps its own certificate, in its state directory.
 const CERTIFICATE: &str = "dev-cert.pem";
@@ -44,7 +40,7 @@ pub(super) struct Gateway {
     pub(super) certificate: CertificateDer<'static>,
     clear: SocketAddr,
     secure: SocketAddr,
-    child: Child,
+    running: Running,
 }
 
 impl Program {
@@ -58,41 +54,22 @@ impl Program {
         let state = self.folder.join("state");
         fs::write(&config, configuration(ports, &state))?;
         let log = self.folder.join("gateway.log");
-        let output = File::create(&log)?;
         let mut command = Command::new(&self.file);
         command.args(["serve", "--config"]).arg(&config);
         for setting in settings.iter().chain(&self.settings) {
             command.args(["--set", setting]);
         }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("could not start {}", self.file.display()))?;
-        let pid = child.id().context("it ended at once")?;
         let [clear, secure, _] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let begin = Instant::now();
-        for (address, status) in [(clear, "200"), (secure, "")] {
-            while !answers(address, status).await {
-                if let Some(status) = child.try_wait()? {
-                    bail!("the gateway ended with {status}: {}", tail(&log));
-                }
-                if begin.elapsed() > START {
-                    bail!("the gateway is not ready: {}", tail(&log));
-                }
-                sleep(LOOK).await;
-            }
-        }
+        let is_ready = async || answers(clear, "200").await && answers(secure, "").await;
+        let running = program::start(command, &log, START, is_ready).await?;
         let certificate = CertificateDer::from_pem_file(state.join(CERTIFICATE))
             .context("could not read the gateway's certificate")?;
         Ok(Gateway {
-            pid,
+            pid: running.pid,
             certificate,
             clear,
             secure,
-            child,
+            running,
         })
     }
 }
@@ -108,9 +85,8 @@ impl Gateway {
     }
 
     /// Ends it, and waits until it is gone.
-    pub(super) async fn stop(mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        let _ = self.child.kill().await;
+    pub(super) async fn stop(self) {
+        self.running.stop().await;
     }
 }
 
@@ -158,13 +134,6 @@ fn free_ports() -> Result<[u16; 3]> {
         }
     }
     bail!("no port is free on both TCP and UDP")
-}
-
-/// The last lines of a file, on one line.
-fn tail(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(5).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
 #[cfg(test)]

@@ -6,13 +6,14 @@ use anyhow::{Result, ensure};
 
 use super::Transport;
 use super::figures::{
-    Figure, costs, figure, float, gap, growth, longest_gap, memory, ms, p99, per, per_stream,
-    percent, rate, total_memory,
+    costs, gap, growth, longest_gap, memory, per, per_stream, percent, rate, total_memory,
 };
 use super::gateway::Program;
 use super::load::{self, Others, Outcome, Plan};
 use super::relay::{Path, Relay};
 use super::units::{Acks, Kind, ONE_WAY, Unit};
+use crate::numbers::{float, ms, p99};
+use crate::table::{Figure, figure};
 
 /// A script without an end worth the name.
 const ENDLESS: &str = "scripted?tokens=100000000";

@@ -37,6 +37,9 @@ use measure::Bench;
 use results::Results;
 use targets::Target;
 
+use crate::folder::Folder;
+use crate::numbers::short;
+
 /// The longest that one measurement may take in one round.
 const LIMIT: Duration = Duration::from_mins(3);
 
@@ -165,13 +168,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let folder = Folder::new()?;
+    let folder = Folder::new("transports")?;
     let mut results: Vec<Results> = units.iter().map(Results::new).collect();
     let end = LocalSet::new().block_on(&runtime, async {
         let mut stop = signal(SignalKind::terminate())?;
         tokio::select! {
             // Whatever is dropped on the way out ends the processes that it started.
-            end = all(options, &units, &folder.0, &mut results) => end,
+            end = all(options, &units, folder.path(), &mut results) => end,
             _ = tokio::signal::ctrl_c() => bail!("stopped"),
             _ = stop.recv() => bail!("stopped"),
         }
@@ -205,7 +208,7 @@ async fn all(
                 Ok(figures) => {
                     let texts: Vec<String> = figures
                         .iter()
-                        .map(|figure| format!("{} {}", figure.name, results::short(figure.value)))
+                        .map(|figure| format!("{} {}", figure.name, short(figure.value)))
                         .collect();
                     eprintln!("{round} {}: {}", unit.name(), texts.join("; "));
                     results.add(figures);
@@ -234,24 +237,4 @@ fn read_targets(path: Option<&Path>) -> Result<Vec<Target>> {
         })
         .transpose()?;
     targets::read(text.as_deref())
-}
-
-/// A folder for configuration, state and logs, removed in the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let name = format!("loadtests-transports-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path)
-            .with_context(|| format!("could not make {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Left over, it does no harm.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -4,44 +4,17 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::figures::Figure;
 use super::targets::Target;
 use super::units::{GROUPS, Unit};
+use crate::numbers::short;
+use crate::table::{Figure, Lines, medians, verdict};
 
 /// What came of one measurement.
 #[derive(Debug)]
 pub(super) struct Results {
     unit: Unit,
-    lines: Vec<Line>,
+    lines: Lines,
     faults: Vec<String>,
-}
-
-/// A figure of all rounds.
-#[derive(Debug)]
-struct Line {
-    name: &'static str,
-    unit: &'static str,
-    values: Vec<f64>,
-}
-
-impl Line {
-    fn title(&self) -> String {
-        match self.unit {
-            "" => self.name.to_owned(),
-            unit if unit.starts_with('/') => format!("{}{unit}", self.name),
-            unit => format!("{}, {unit}", self.name),
-        }
-    }
-
-    fn spread(&self) -> (f64, f64) {
-        let least = self.values.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self
-            .values
-            .iter()
-            .copied()
-            .fold(f64::NEG_INFINITY, f64::max);
-        (least, most)
-    }
 }
 
 impl Results {
@@ -49,23 +22,14 @@ impl Results {
     pub(super) fn new(unit: &Unit) -> Self {
         Self {
             unit: unit.clone(),
-            lines: Vec::new(),
+            lines: Lines::default(),
             faults: Vec::new(),
         }
     }
 
     /// Takes the figures of a round.
     pub(super) fn add(&mut self, figures: Vec<Figure>) {
-        for Figure { name, unit, value } in figures {
-            match self.lines.iter_mut().find(|line| line.name == name) {
-                Some(line) => line.values.push(value),
-                None => self.lines.push(Line {
-                    name,
-                    unit,
-                    values: vec![value],
-                }),
-            }
-        }
+        self.lines.add(figures);
     }
 
     /// Takes why a round has no figures.
@@ -73,24 +37,12 @@ impl Results {
         self.faults.push(fault);
     }
 
-    fn line(&self, name: &str) -> Option<&Line> {
-        self.lines.iter().find(|line| line.name == name)
-    }
-
     /// Every value.
     pub(super) fn json(&self) -> Value {
-        let figures: Vec<Value> = self
-            .lines
-            .iter()
-            .map(|line| {
-                let median = median(&line.values);
-                json!({"name": line.name, "unit": line.unit, "median": median, "values": line.values})
-            })
-            .collect();
         json!({
             "group": self.unit.group,
             "row": self.unit.row,
-            "figures": figures,
+            "figures": self.lines.json(),
             "faults": self.faults,
         })
     }
@@ -100,15 +52,16 @@ impl Results {
 pub(super) fn report(all: &[Results], targets: &[Target]) -> String {
     let mut out = String::new();
     for (group, title) in GROUPS {
-        let rows: Vec<&Results> = all
+        let rows: Vec<(&str, &Lines)> = all
             .iter()
             .filter(|results| results.unit.group == group)
+            .map(|results| (results.unit.row.as_str(), &results.lines))
             .collect();
         if rows.is_empty() {
             continue;
         }
         let _ = writeln!(out, "\n{title}\n");
-        out.push_str(&table(&rows));
+        out.push_str(&medians(&rows));
     }
     out.push_str(&verdicts(all, targets));
     for results in all {
@@ -119,95 +72,30 @@ pub(super) fn report(all: &[Results], targets: &[Target]) -> String {
     out
 }
 
-fn table(rows: &[&Results]) -> String {
-    let mut names: Vec<(&str, String)> = Vec::new();
-    for line in rows.iter().flat_map(|results| &results.lines) {
-        if !names.iter().any(|(name, _)| *name == line.name) {
-            names.push((line.name, line.title()));
-        }
-    }
-    let mut cells = vec![vec![String::new()]];
-    cells[0].extend(names.iter().map(|(_, title)| title.clone()));
-    for results in rows {
-        let mut row = vec![results.unit.row.clone()];
-        row.extend(names.iter().map(|(name, _)| {
-            let line = results.line(name);
-            let median = line.and_then(|line| median(&line.values));
-            median.map_or("–".to_owned(), short)
-        }));
-        cells.push(row);
-    }
-    let widths: Vec<usize> = (0..cells[0].len())
-        .map(|column| {
-            let widths = cells.iter().map(|row| row[column].chars().count());
-            widths.max().unwrap_or_default()
-        })
-        .collect();
-    let mut out = String::new();
-    for (index, row) in cells.iter().enumerate() {
-        for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(out, "| {cell:<width$} ");
-        }
-        out.push_str("|\n");
-        if index == 0 {
-            for width in &widths {
-                let _ = write!(out, "|{}", "-".repeat(width + 2));
-            }
-            out.push_str("|\n");
-        }
-    }
-    out
-}
-
 fn verdicts(all: &[Results], targets: &[Target]) -> String {
     let mut out = String::from("\n");
     for results in all {
         for target in targets.iter().filter(|target| target.is_for(&results.unit)) {
-            let line = results.line(&target.figure);
-            let Some((line, value)) = line.and_then(|line| Some((line, median(&line.values)?)))
-            else {
+            let line = results.lines.line(&target.figure);
+            let Some((line, median)) = line.and_then(|line| Some((line, line.median()?))) else {
                 continue;
             };
-            let verdict = if target.is_met(value) {
-                "met"
-            } else {
-                "MISSED"
-            };
-            let (least, most) = line.spread();
+            let mut value = short(median);
+            let spread = line.spread();
+            if !spread.is_empty() {
+                value = format!("{value} ({spread})");
+            }
             let _ = writeln!(
                 out,
-                "{verdict}: {}: {} {} ({} to {}), {}",
+                "{}: {}: {} {value}, {}",
+                verdict(target.bound().is_met(median)),
                 results.unit.name(),
                 line.title(),
-                short(value),
-                short(least),
-                short(most),
-                target.bound(),
+                target.bound().words(),
             );
         }
     }
     out
-}
-
-/// The middle value, or the mean of the two in the middle; of nothing, none.
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    if sorted.len() % 2 == 1 {
-        return Some(upper);
-    }
-    Some(f64::midpoint(*sorted.get(sorted.len() / 2 - 1)?, upper))
-}
-
-/// Three digits that matter.
-pub(super) fn short(value: f64) -> String {
-    match value.abs() {
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
 }
 
 #[cfg(test)]

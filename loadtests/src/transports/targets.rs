@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::Transport;
 use super::units::{GROUPS, Unit};
+use crate::table::Bound;
 
 /// The table that the program is built with.
 const BUILT_IN: &str = include_str!("../../transports/targets.toml");
@@ -34,18 +35,11 @@ impl Target {
             && transports.is_none_or(|names| names.iter().any(|name| name == unit.transport.name()))
     }
 
-    /// Whether a value is as it should be.
-    pub(super) fn is_met(&self, value: f64) -> bool {
-        self.at_least.is_none_or(|least| value >= least)
-            && self.at_most.is_none_or(|most| value <= most)
-    }
-
-    /// In words.
-    pub(super) fn bound(&self) -> String {
-        match (self.at_least, self.at_most) {
-            (Some(least), _) => format!("at least {least}"),
-            (None, Some(most)) => format!("at most {most}"),
-            (None, None) => String::new(),
+    /// What the figure should be.
+    pub(super) fn bound(&self) -> Bound {
+        Bound {
+            at_least: self.at_least,
+            at_most: self.at_most,
         }
     }
 }
@@ -74,7 +68,7 @@ pub(super) fn read(text: Option<&str>) -> Result<Vec<Target>> {
             );
         }
         ensure!(
-            target.at_least.is_some() != target.at_most.is_some(),
+            target.bound().is_one(),
             "{group}, {figure}: either at_least or at_most"
         );
     }
@@ -97,9 +91,9 @@ mod tests {
     #[test]
     fn a_bound_holds_at_itself() {
         let text = "[[target]]\ngroup = \"slow\"\nfigure = \"f\"\nat_most = 5.0\n";
-        let target = &read(Some(text)).unwrap()[0];
-        assert!(target.is_met(5.0) && !target.is_met(5.1));
-        assert_eq!(target.bound(), "at most 5");
+        let bound = read(Some(text)).unwrap()[0].bound();
+        assert!(bound.is_met(5.0) && !bound.is_met(5.1));
+        assert_eq!(bound.words(), "at most 5");
     }
 
     #[test]
