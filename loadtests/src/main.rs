@@ -4,7 +4,8 @@
 //! it parses no JSON, allocates nothing per token and reads a clock once per read. One request is told
 //! in `exchange`, which feeds `response` (HTTP) and `count` (tokens) and notes times in `stats`;
 //! `load` runs many of them and `report` prints what came of it. `loadtests engine` is another program in
-//! the same binary: it compares servers, and is told in `engine`. So is `loadtests transports`, in `transports`.
+//! the same binary: it compares servers, and is told in `engine`. So are `loadtests transports`, in
+//! `transports`, and `loadtests limits`, in `limits`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -16,10 +17,12 @@ mod engine;
 mod exchange;
 mod folder;
 mod histogram;
+mod limits;
 mod load;
 mod numbers;
 mod process;
 mod program;
+mod random;
 mod report;
 mod response;
 mod stats;
@@ -147,6 +150,8 @@ enum Command {
         #[arg(long)]
         core: usize,
     },
+    /// Measure what identity, limits and fairness promise, against loadtests/limits/slo.toml
+    Limits(Box<limits::Options>),
     /// Measure Sluicegate over HTTP/1.1, HTTP/2, HTTP/3 and sluice/1, side by side
     Transports(Box<transports::Options>),
 }
@@ -159,6 +164,7 @@ fn main() -> Result<ExitCode> {
         Some(Command::EngineNeighbour { core }) => {
             engine::neighbour::run(core).map(|()| ExitCode::SUCCESS)
         }
+        Some(Command::Limits(options)) => limits::run(&options),
         Some(Command::Transports(options)) => transports::run(&options).map(|()| ExitCode::SUCCESS),
     }
 }

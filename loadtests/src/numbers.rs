@@ -59,7 +59,6 @@ pub(crate) fn short(value: f64) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "these are whole numbers or their halves")]
 mod tests {
     use super::*;
 

@@ -158,6 +158,16 @@ impl Response {
         good
     }
 
+    /// A header of the complete head.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut parsed = httparse::Response::new(&mut headers);
+        parsed.parse(&self.head).ok()?;
+        let mut all = parsed.headers.iter();
+        let header = all.find(|header| header.name.eq_ignore_ascii_case(name))?;
+        Some(String::from_utf8_lossy(header.value).into_owned())
+    }
+
     /// Gathers the head; returns the bytes behind it.
     fn feed_head<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], &'static str> {
         let before = self.head.len();
@@ -260,6 +270,8 @@ mod tests {
         let (response, body, _) = read(&[length]).unwrap();
         assert_eq!((response.status, &body[..]), (503, &b"no"[..]));
         assert!(response.done() && !response.keep_alive);
+        assert_eq!(response.header("connection").as_deref(), Some("Close"));
+        assert_eq!(response.header("retry-after"), None);
 
         let (mut response, body, _) = read(&[b"HTTP/1.0 200 OK\r\n\r\nab"]).unwrap();
         assert_eq!(body, b"ab");

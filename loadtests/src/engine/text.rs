@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::random::Random;
+
 /// Short words that most vocabularies know.
 const WORDS: [&str; 64] = [
     "the", "a", "old", "small", "river", "house", "tree", "stone", "green", "blue", "walked",
@@ -15,7 +17,7 @@ const WORDS: [&str; 64] = [
 /// A source of texts.
 #[derive(Clone, Debug)]
 pub(crate) struct Texts {
-    state: u64,
+    random: Random,
     /// Words that make a token, as the model at hand counts.
     pub(super) words_per_token: f64,
 }
@@ -24,7 +26,7 @@ impl Texts {
     /// The texts of one measurement.
     pub(crate) fn new(seed: u64) -> Self {
         Self {
-            state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            random: Random::new(seed),
             words_per_token: 1.0,
         }
     }
@@ -47,12 +49,7 @@ impl Texts {
     }
 
     fn word(&mut self) -> &'static str {
-        // xorshift64; the upper bits are the better ones.
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        let index = usize::try_from(self.state >> 58).unwrap_or_default();
-        WORDS.get(index).copied().unwrap_or("and")
+        WORDS.get(self.random.one_of_64()).copied().unwrap_or("and")
     }
 }
 

@@ -1,0 +1,163 @@
+//! What identity and limits cost who is served: the same streams without and with them, in turn.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::client::Ask;
+use super::gateway::{Gateway, Setup};
+use super::scenario::Bench;
+use crate::count::{Dialect, Method};
+use crate::load::{self, Outcome, Plan, Until};
+use crate::numbers::{float, median};
+use crate::table::{Figure, figure};
+
+/// Streams at once.
+const STREAMS: usize = 64;
+
+/// Pairs of turns.
+const PAIRS: u32 = 5;
+
+/// Load before each turn counts.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// What a turn showed.
+#[derive(Clone, Copy)]
+struct Turn {
+    /// Tokens a second.
+    rate: f64,
+    /// Server CPU per token, in microseconds.
+    cpu: f64,
+}
+
+/// Measures.
+///
+/// # Errors
+/// A gateway does not start, or streams fail.
+pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
+    let without = bench.program.start(&Setup::scripted(), "without").await?;
+    let mut setup = Setup::scripted().with(
+        "[limits.classes.wide]\nrequests_per_minute = 60000000\ntokens_per_minute = 1000000000\n\
+         output_tokens_per_minute = 1000000000\nstreams = 10000\ntokens_per_month = 1000000000000000\n\
+         [limits.organizations.all]\ntokens_per_minute = 1000000000\n\
+         [limits.models.scripted]\ntokens_per_minute = 1000000000\n",
+    );
+    let key = setup.key_of("wide", Some("wide"), Some("all"));
+    let with = bench.program.start(&setup, "with").await?;
+    let sides = [(&without, None), (&with, Some(key.as_str()))];
+    let time = bench.time / (PAIRS * 4);
+    let full = turns(sides, "scripted?tokens=100000000", time).await?;
+    let singly = turns(sides, "scripted?tokens=100000000&pace=1ms", time).await?;
+    without.stop().await;
+    with.stop().await;
+    Ok(vec![
+        figure(
+            "as fast as they go, without",
+            "tokens/s",
+            middle(&full, |[off, _]| off.rate)?,
+        ),
+        figure(
+            "as fast as they go, with",
+            "tokens/s",
+            middle(&full, |[_, on]| on.rate)?,
+        ),
+        figure(
+            "slower",
+            "%",
+            100.0 * (1.0 - middle(&full, |[off, on]| on.rate / off.rate)?),
+        ),
+        figure(
+            "CPU per token, without",
+            "us",
+            middle(&full, |[off, _]| off.cpu)?,
+        ),
+        figure(
+            "CPU per token, with",
+            "us",
+            middle(&full, |[_, on]| on.cpu)?,
+        ),
+        figure(
+            "a token every ms, CPU per token, without",
+            "us",
+            middle(&singly, |[off, _]| off.cpu)?,
+        ),
+        figure(
+            "a token every ms, CPU per token, with",
+            "us",
+            middle(&singly, |[_, on]| on.cpu)?,
+        ),
+        figure(
+            "a token every ms, more CPU",
+            "%",
+            100.0 * (middle(&singly, |[off, on]| on.cpu / off.cpu)? - 1.0),
+        ),
+    ])
+}
+
+/// Pairs of turns; who is first alternates.
+async fn turns(
+    sides: [(&Gateway, Option<&str>); 2],
+    model: &str,
+    time: Duration,
+) -> Result<Vec<[Turn; 2]>> {
+    let mut pairs = Vec::new();
+    for pair in 0..PAIRS {
+        let [off, on] = sides;
+        let (first, second) = if pair % 2 == 0 { (off, on) } else { (on, off) };
+        let one = turn(first, model, time).await?;
+        let two = turn(second, model, time).await?;
+        pairs.push(if pair % 2 == 0 {
+            [one, two]
+        } else {
+            [two, one]
+        });
+    }
+    Ok(pairs)
+}
+
+async fn turn(
+    (gateway, key): (&Gateway, Option<&str>),
+    model: &str,
+    time: Duration,
+) -> Result<Turn> {
+    let body = json!({
+        "model": model, "stream": true,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+    });
+    let outcome = load::run(Plan {
+        address: gateway.address,
+        requests: vec![Ask::chat(key, "", &body).bytes().to_vec()],
+        dialect: Dialect::Sse,
+        method: Method::Chat,
+        streams: STREAMS,
+        slow_streams: 0,
+        slow_rate: 0,
+        threads: 1,
+        until: Until::Elapsed(time),
+        warm_up: WARM_UP,
+        expected_gap: None,
+        pid: Some(gateway.pid()),
+    })
+    .await?;
+    let Outcome { stats, .. } = &outcome;
+    ensure!(
+        stats.errors.is_empty(),
+        "streams failed: {:?}",
+        stats.errors
+    );
+    ensure!(stats.tokens > 0, "no token came");
+    let tokens = float(stats.tokens);
+    let cpu = outcome.server.map_or(Duration::ZERO, |[_, begin, end]| {
+        end.cpu.saturating_sub(begin.cpu)
+    });
+    Ok(Turn {
+        rate: tokens / outcome.elapsed.as_secs_f64(),
+        cpu: cpu.as_secs_f64() * 1e6 / tokens,
+    })
+}
+
+fn middle(pairs: &[[Turn; 2]], of: impl Fn([Turn; 2]) -> f64) -> Result<f64> {
+    let values: Vec<f64> = pairs.iter().map(|pair| of(*pair)).collect();
+    median(&values).ok_or_else(|| anyhow::anyhow!("no pair of turns"))
+}
