@@ -12,6 +12,7 @@ use super::fairness::{farthest, jain};
 use super::gateway::Setup;
 use super::scenario::Bench;
 use crate::engine::text::Texts;
+use crate::random::Random;
 use crate::table::{Figure, figure};
 
 /// Sequences at once.
@@ -20,17 +21,26 @@ const PARALLEL: usize = 8;
 /// Streams of each caller: alone it could fill the batch.
 const STREAMS: usize = 8;
 
+/// Words of a prompt, on average.
+const WORDS: usize = 24;
+
 /// Load before anything counts.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// Stories that nobody has asked for before, so that no cache knows them, and their tokens are told.
+/// Stories of so many tokens on average, that nobody has asked for before, so that no cache knows them; their
+/// tokens are told.
 pub(super) fn story(key: &str, tokens: u32, seed: u64) -> impl Next {
     let (key, mut texts) = (key.to_owned(), Texts::new(seed));
+    let mut random = Random::new(seed);
     move || {
+        // From half as much to half as much again: nobody should find the others in step with it.
+        let half = random.one_of_64();
+        let words = WORDS / 2 + WORDS * half / 64;
+        let tokens = u64::from(tokens) / 2 + u64::from(tokens) * half as u64 / 64;
         let body = json!({
             "model": "demo", "stream": true, "stream_options": {"include_usage": true},
             "max_tokens": tokens, "ignore_eos": true,
-            "messages": [{"role": "user", "content": texts.words(24)}],
+            "messages": [{"role": "user", "content": texts.words(words)}],
         });
         Ask::chat(Some(&key), "", &body)
     }

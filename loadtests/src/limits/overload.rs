@@ -94,6 +94,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         all.add(tally);
     }
     let refused = all.answers.iter().filter(|answer| is_refusal(answer));
+    let expired = all.answers.iter().filter(|answer| answer.status == 504);
     let mute = refused.clone().filter(|answer| !answer.has_retry_after);
     let admitted = all.answers.iter().filter(|answer| answer.status == 200);
     let late = admitted.clone().filter(|answer| !answer.is_whole);
@@ -125,6 +126,11 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         figure("back after", "s", recovery),
         figure("refusals", "", float(refused.clone().count() as u64)),
         figure(
+            "of them only after the deadline",
+            "",
+            float(expired.count() as u64),
+        ),
+        figure(
             "refusals without Retry-After",
             "",
             float(mute.count() as u64),
@@ -148,7 +154,7 @@ fn stories(keys: &[String], seed: u64) -> impl Next {
 }
 
 fn is_refusal(answer: &Answer) -> bool {
-    matches!(answer.status, 429 | 503)
+    matches!(answer.status, 429 | 503 | 504)
 }
 
 /// Tokens a second of answers that came whole and in time.
