@@ -58,7 +58,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     // The capacity: more streams than places, so that none is ever free.
     let callers = Callers::closed(address, PARALLEL * 2, Duration::ZERO, stories(&keys, seed));
     sleep(WARM_UP).await;
-    let time = bench.time / 5;
+    let time = bench.time / 6;
     let peak = callers.during(time).await;
     callers.finish().await;
     let capacity = float(peak.with(200)) / time.as_secs_f64();
@@ -67,19 +67,18 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
 
     let callers = open(0.8 * capacity, seed + 1);
     sleep(WARM_UP).await;
-    let before = callers.during(bench.time / 5).await;
+    let before = callers.during(bench.time / 6).await;
     callers.finish().await;
 
     let flood = open(2.0 * capacity, seed + 2);
     sleep(WARM_UP).await;
-    let time = bench.time * 3 / 10;
+    let time = bench.time / 4;
     let over = flood.during(time).await;
     // Arrivals fall; what waits is still there.
     flood.cease();
     let fall = Instant::now();
     let callers = open(0.8 * capacity, seed + 3);
-    let time_after = bench.time * 3 / 10;
-    let after = callers.during(time_after).await;
+    let after = callers.during(bench.time * 5 / 12).await;
     let backlog = flood.finish().await;
     callers.finish().await;
     gateway.stop().await;
@@ -90,6 +89,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let recovery = recovery(&after.answers, fall, usual);
     let at_80 = [before.first(0.5), before.first(0.99)];
     let first_over = over.first(0.99);
+    let at_80_again = after.first(0.5);
     for tally in [before, over, backlog, after] {
         all.add(tally);
     }
@@ -124,6 +124,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
             percent(late.count(), admitted.count()),
         ),
         figure("back after", "s", recovery),
+        figure("first token p50, 0.8 again", "ms", ms(at_80_again)),
         figure("refusals", "", float(refused.clone().count() as u64)),
         figure(
             "of them only after the deadline",
