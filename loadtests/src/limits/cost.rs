@@ -38,17 +38,29 @@ struct Turn {
 pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let without = bench.program.start(&Setup::scripted(), "without").await?;
     let mut setup = Setup::scripted().with(
-        "[limits.classes.wide]\nrequests_per_minute = 60000000\ntokens_per_minute = 1000000000\n\
-         output_tokens_per_minute = 1000000000\nstreams = 10000\ntokens_per_month = 1000000000000000\n\
-         [limits.organizations.all]\ntokens_per_minute = 1000000000\n\
-         [limits.models.scripted]\ntokens_per_minute = 1000000000\n",
+        "[limits.classes.wide]\nrequests_per_minute = 60000000\ntokens_per_minute = 100000000\n\
+         output_tokens_per_minute = 100000000\nstreams = 10000\ntokens_per_month = 1000000000000000\n\
+         [limits.models.scripted]\nrequests_per_minute = 60000000\nstreams = 10000\n",
     );
-    let key = setup.key_of("wide", Some("wide"), Some("all"));
+    // The largest budget that can be written down would not last for all turns.
+    let keys: Vec<String> = (0..PAIRS)
+        .map(|pair| {
+            let owner = format!("owner-{pair}");
+            setup = setup.clone().with(&format!(
+                "[limits.organizations.{owner}]\ntokens_per_minute = 100000000\n"
+            ));
+            setup.key_of(&format!("key-{pair}"), Some("wide"), Some(&owner))
+        })
+        .collect();
     let with = bench.program.start(&setup, "with").await?;
-    let sides = [(&without, None), (&with, Some(key.as_str()))];
+    let sides = Sides {
+        without: &without,
+        with: &with,
+        keys: &keys,
+    };
     let time = bench.time / (PAIRS * 4);
-    let full = turns(sides, "scripted?tokens=100000000", time).await?;
-    let singly = turns(sides, "scripted?tokens=100000000&pace=1ms", time).await?;
+    let full = turns(&sides, "scripted?tokens=100000000", time).await?;
+    let singly = turns(&sides, "scripted?tokens=100000000&pace=1ms", time).await?;
     without.stop().await;
     with.stop().await;
     Ok(vec![
@@ -95,32 +107,32 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     ])
 }
 
+/// What is compared.
+struct Sides<'a> {
+    without: &'a Gateway,
+    with: &'a Gateway,
+    /// A key for each pair of turns.
+    keys: &'a [String],
+}
+
 /// Pairs of turns; who is first alternates.
-async fn turns(
-    sides: [(&Gateway, Option<&str>); 2],
-    model: &str,
-    time: Duration,
-) -> Result<Vec<[Turn; 2]>> {
+async fn turns(sides: &Sides<'_>, model: &str, time: Duration) -> Result<Vec<[Turn; 2]>> {
     let mut pairs = Vec::new();
-    for pair in 0..PAIRS {
-        let [off, on] = sides;
-        let (first, second) = if pair % 2 == 0 { (off, on) } else { (on, off) };
-        let one = turn(first, model, time).await?;
-        let two = turn(second, model, time).await?;
+    for (pair, key) in sides.keys.iter().enumerate() {
+        let off = turn(sides.without, None, model, time);
+        let on = turn(sides.with, Some(key), model, time);
         pairs.push(if pair % 2 == 0 {
-            [one, two]
+            let off = off.await?;
+            [off, on.await?]
         } else {
-            [two, one]
+            let on = on.await?;
+            [off.await?, on]
         });
     }
     Ok(pairs)
 }
 
-async fn turn(
-    (gateway, key): (&Gateway, Option<&str>),
-    model: &str,
-    time: Duration,
-) -> Result<Turn> {
+async fn turn(gateway: &Gateway, key: Option<&str>, model: &str, time: Duration) -> Result<Turn> {
     let body = json!({
         "model": model, "stream": true,
         "messages": [{"role": "user", "content": "Tell me a story."}],

@@ -39,7 +39,7 @@ struct Kind {
 /// The gateway does not start, or answers otherwise.
 pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let mut setup = Setup::scripted().with(
-        "[limits.classes.wide]\nrequests_per_minute = 60000000\ntokens_per_minute = 1000000000\n\
+        "[limits.classes.wide]\nrequests_per_minute = 60000000\ntokens_per_minute = 100000000\n\
          [limits.classes.spent]\nrequests_per_minute = 1\nrequest_burst = 1\n",
     );
     let wide = setup.key("wide", Some("wide"));
