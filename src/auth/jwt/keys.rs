@@ -121,7 +121,12 @@ fn validation(settings: &Jwt, algorithm: Algorithm) -> Validation {
             validation.set_audience(names);
             required.push("aud");
         }
-        Some(Audience::Any) | None => validation.validate_aud = false,
+        Some(Audience::Any) => validation.validate_aud = false,
+        // The configuration is refused without one; and if it were not, so is every token.
+        None => {
+            validation.set_audience::<&str>(&[]);
+            required.push("aud");
+        }
     }
     if !settings.issuer.is_empty() {
         validation.set_issuer(&settings.issuer);

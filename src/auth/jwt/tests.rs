@@ -55,6 +55,22 @@ fn claims_say_what_the_caller_may_do_and_who_pays() {
 }
 
 #[test]
+fn without_an_audience_to_be_nothing_is_believed() {
+    let issuer = Issuer::new();
+    let (_dir, jwt) = judge(&issuer.jwks(), "");
+    for claims in [
+        claims(),
+        with(&json!({"aud": ""})),
+        with(&json!({"aud": []})),
+    ] {
+        let judged = jwt.verify(&issuer.token("EdDSA", &claims), NOW);
+        assert_eq!(judged.unwrap_err(), JwtRefusal::Audience);
+    }
+    let bare = jwt.verify(&issuer.token("EdDSA", &without("aud")), NOW);
+    assert_eq!(bare.unwrap_err(), JwtRefusal::Claim("aud".into()));
+}
+
+#[test]
 fn subjects_of_several_issuers_are_told_apart() {
     let issuer = Issuer::new();
     let settings = "audience = 'gate'\nissuer = ['https://a.example', 'https://b.example']";
