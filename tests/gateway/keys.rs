@@ -361,14 +361,19 @@ async fn who_comes_early_is_asked_all_the_same() {
         let tap = Tap::before(address).await;
         let (visit, _) = visitor.early_visit(tap.address).await;
         let chat = |token: &str| Asked::chat("", token);
-        // This one is answered while the handshake still goes on: it has no place to wait.
-        let wrong = visit.ask(&chat("wrong")).await;
-        assert_eq!(wrong.outcome(), (401, "invalid_api_key".into()));
+        let wrong = visit.send(&chat("wrong")).await;
         let nobody = visit.send(&chat("")).await;
         let good = visit.send(&chat("key-of-a")).await;
-        let held = |m: &Metrics| m.sum("early_requests_total", &["decision=\"held\""]) == 2;
-        served.gateway.until("they wait", held).await;
+        // The wrong one takes no place to wait.
+        let told = |m: &Metrics| {
+            let held = m.sum("early_requests_total", &["decision=\"held\""]);
+            let refused = m.sum("auth_refusals_total", &["reason=\"invalid_api_key\""]);
+            (held, refused) == (2, 1)
+        };
+        served.gateway.until("two wait, one is refused", told).await;
         tap.release();
+        let wrong = wrong.answer().await.outcome();
+        assert_eq!(wrong, (401, "invalid_api_key".into()));
         let nobody = nobody.answer().await.outcome();
         assert_eq!(nobody, (401, "missing_api_key".into()));
         assert_eq!(good.answer().await.outcome(), (200, "ok".into()));

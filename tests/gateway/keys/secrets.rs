@@ -139,116 +139,132 @@ fn add(secrets: &mut Vec<String>, text: &str) {
     secrets.extend(parts.map(|part| part[..part.len().min(24)].to_owned()));
 }
 
-#[tokio::test]
-async fn no_credential_is_logged_counted_or_answered() {
-    let serving = Serving::start().await;
-    let mut secrets = vec![MARK.to_owned()];
-    let mut said = Vec::new();
-    let good_jwt = jwt(
-        "somebody",
-        &format!("{MARK}-secret-of-no-less-than-32-bytes"),
-    );
-    let bearers = [
-        format!("Bearer {GOOD}"),
-        format!("Bearer sgk_{MARK}-wrong"),
-        format!("Bearer {MARK}"),
-        format!("Bearer {MARK} {MARK} {MARK}"),
-        format!("Basic {MARK}"),
-        MARK.to_owned(),
-        format!("Bearer {MARK}-\u{e9}"),
-        format!("Bearer eyJ{MARK}.{MARK}.{MARK}"),
-        format!("Bearer sgb1.{MARK}"),
-        format!("Bearer {good_jwt}"),
-        format!(
-            "Bearer {}",
-            jwt("other", "another secret of no less than 32 bytes")
-        ),
-    ];
-    for bearer in &bearers {
-        add(&mut secrets, bearer);
-    }
-    let good = chat_body("scripted?tokens=2", "Hi", "");
-    let rpc = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"chat","params":{good}}}"#);
-    let bodies = [
-        (CHAT, &*good),
-        (CHAT, "{"),
-        ("/rpc", &*rpc),
-        ("/v1/bind", "{}"),
-        ("/no", ""),
-    ];
+/// What is looked for, and where.
+struct Search {
+    secrets: Vec<String>,
+    said: Vec<String>,
+    /// What is shown as `Authorization`, good and bad.
+    bearers: Vec<String>,
+    jwt: String,
+    chat: String,
+}
 
-    let mut statuses = Vec::new();
-    for bearer in &bearers {
-        for (path, body) in bodies {
-            let asks = [
-                serving.ask(path, body).header("authorization", bearer),
-                serving
-                    .ask(path, body)
-                    .header("x-api-key", bearer.trim_start_matches("Bearer ")),
-                serving
-                    .ask(path, body)
-                    .bearer(GOOD)
-                    .header("x-api-key", bearer),
-            ];
-            for ask in asks {
-                let reply = ask.send().await;
-                statuses.push(reply.status);
-                said.push(format!("{:?}", reply.headers));
-                said.push(reply.text().await);
+impl Search {
+    fn new() -> Self {
+        let jwt = jwt(
+            "somebody",
+            &format!("{MARK}-secret-of-no-less-than-32-bytes"),
+        );
+        let other = self::jwt("other", "another secret of no less than 32 bytes");
+        let bearers = vec![
+            format!("Bearer {GOOD}"),
+            format!("Bearer sgk_{MARK}-wrong"),
+            format!("Bearer {MARK}"),
+            format!("Bearer {MARK} {MARK} {MARK}"),
+            format!("Basic {MARK}"),
+            MARK.to_owned(),
+            format!("Bearer {MARK}-\u{e9}"),
+            format!("Bearer eyJ{MARK}.{MARK}.{MARK}"),
+            format!("Bearer sgb1.{MARK}"),
+            format!("Bearer {jwt}"),
+            format!("Bearer {other}"),
+        ];
+        let mut secrets = vec![MARK.to_owned()];
+        for bearer in &bearers {
+            add(&mut secrets, bearer);
+        }
+        Self {
+            secrets,
+            said: Vec::new(),
+            bearers,
+            jwt,
+            chat: chat_body("scripted?tokens=2", "Hi", ""),
+        }
+    }
+
+    async fn over_http1(&mut self, serving: &Serving) {
+        let chat = &self.chat;
+        let rpc = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"chat","params":{chat}}}"#);
+        let bodies = [
+            (CHAT, &**chat),
+            (CHAT, "{"),
+            ("/rpc", &rpc),
+            (BIND, "{}"),
+            ("/no", ""),
+        ];
+        let mut statuses = Vec::new();
+        for bearer in &self.bearers {
+            let key = bearer.trim_start_matches("Bearer ");
+            for (path, body) in bodies {
+                let ask = || serving.ask(path, body);
+                for ask in [
+                    ask().header("authorization", bearer),
+                    ask().header("x-api-key", key),
+                    ask().bearer(GOOD).header("x-api-key", bearer),
+                ] {
+                    let reply = ask.send().await;
+                    statuses.push(reply.status);
+                    self.said.push(format!("{:?}", reply.headers));
+                    self.said.push(reply.text().await);
+                }
             }
         }
-    }
-    // The test is about refusals and about what is served.
-    for status in [200, 400, 401, 403, 404] {
-        assert!(statuses.contains(&status), "{status}");
-    }
-
-    let stream = tokio::net::TcpStream::connect(serving.public)
-        .await
-        .unwrap();
-    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (mut sender, connection) = shaken.await.unwrap();
-    let connection = tokio::spawn(connection);
-    for bearer in &bearers {
-        let request = hyper::Request::post(format!("http://localhost{CHAT}"))
-            .header("authorization", bearer)
-            .header("x-api-key", format!("{MARK}-of-http-2"))
-            .body(Full::<Bytes>::from(good.clone()))
-            .unwrap();
-        let answer = within(sender.send_request(request)).await.unwrap();
-        let bytes = within(answer.into_body().collect())
-            .await
-            .unwrap()
-            .to_bytes();
-        said.push(String::from_utf8(bytes.to_vec()).unwrap());
-    }
-    drop(sender);
-    within(connection).await.unwrap().unwrap();
-
-    for protocol in Protocol::ALL {
-        let quic = Quic::new(serving.dir.path());
-        let visitor = Visitor::by(quic, protocol);
-        let visit = visitor.visit(serving.secure).await;
-        let with = |token: &str, asked: Asked| Asked {
-            token: token.to_owned(),
-            ..asked
-        };
-        for bearer in bearers.iter().filter(|bearer| bearer.is_ascii()) {
-            let token = bearer.trim_start_matches("Bearer ");
-            let answer = visit.ask(&with(token, Asked::chat("", ""))).await;
-            said.push(answer.text);
+        // Refusals of every kind, and what is served.
+        for status in [200, 400, 401, 403, 404] {
+            assert!(statuses.contains(&status), "{status}");
         }
-        for credential in [GOOD, &good_jwt] {
-            let answer = visit
-                .ask(&with(credential, Asked::new("POST", BIND, "{}")))
-                .await;
+        // What is no request at all.
+        let mut raw = Raw::connect(serving.public).await;
+        let nonsense =
+            format!("POST {CHAT} HTTP/1.1\r\nauthorization: Bearer {MARK}\r\nx y: z\r\n\r\n");
+        raw.send(nonsense).await;
+        self.said.push(raw.read_to_end().await);
+    }
+
+    async fn over_http2(&mut self, serving: &Serving) {
+        let stream = tokio::net::TcpStream::connect(serving.public).await;
+        let io = TokioIo::new(stream.unwrap());
+        let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
+        let (mut sender, connection) = shaken.await.unwrap();
+        let connection = tokio::spawn(connection);
+        for bearer in &self.bearers {
+            let request = hyper::Request::post(format!("http://localhost{CHAT}"))
+                .header("authorization", bearer)
+                .header("x-api-key", format!("{MARK}-of-http-2"))
+                .body(Full::<Bytes>::from(self.chat.clone()))
+                .unwrap();
+            let answer = within(sender.send_request(request)).await.unwrap();
+            let bytes = within(answer.into_body().collect()).await.unwrap();
+            let text = String::from_utf8(bytes.to_bytes().to_vec());
+            self.said.push(text.unwrap());
+        }
+        drop(sender);
+        within(connection).await.unwrap().unwrap();
+    }
+
+    async fn over_quic(&mut self, serving: &Serving, protocol: Protocol) {
+        let visitor = Visitor::by(Quic::new(serving.dir.path()), protocol);
+        let visit = visitor.visit(serving.secure).await;
+        for bearer in self.bearers.iter().filter(|bearer| bearer.is_ascii()) {
+            let token = bearer.trim_start_matches("Bearer ");
+            let answer = visit.ask(&Asked::chat("", token)).await;
+            self.said.push(answer.text);
+        }
+        for (credential, [served, proven]) in
+            [(GOOD, ["one", "two"]), (&self.jwt, ["three", "four"])]
+        {
+            let bind = Asked {
+                token: credential.to_owned(),
+                ..Asked::new("POST", BIND, "{}")
+            };
+            let answer = visit.ask(&bind).await;
             let token = answer.json()["token"].as_str().expect("a token").to_owned();
-            add(&mut secrets, &token);
-            let proven = Asked::chat("one", &token).proven(visit.secrets.full());
-            add(&mut secrets, proven.proof.as_deref().unwrap());
-            let id = ["two", "three"][usize::from(credential == GOOD)];
-            let served = Asked::chat(id, &token).proven(visit.secrets.full());
-            add(&mut secrets, served.proof.as_deref().unwrap());
+            add(&mut self.secrets, &token);
+            let sign = |id| Asked::chat(id, &token).proven(visit.secrets.full());
+            let (served, proven) = (sign(served), sign(proven));
+            for asked in [&served, &proven] {
+                add(&mut self.secrets, asked.proof.as_deref().unwrap());
+            }
             let outcome = visit.ask(&served).await;
             assert_eq!(outcome.status, 200, "{outcome:?}");
             let wrong = Asked {
@@ -258,35 +274,49 @@ async fn no_credential_is_logged_counted_or_answered() {
             for asked in [wrong, Asked::chat("", &token)] {
                 let answer = visit.ask(&asked).await;
                 assert_eq!(answer.status, 401, "{answer:?}");
-                said.push(answer.text);
+                self.said.push(answer.text);
             }
         }
         visit.connection.close(0_u8.into(), b"");
     }
 
-    // What is no request at all.
-    let mut raw = Raw::connect(serving.public).await;
-    raw.send(format!(
-        "POST {CHAT} HTTP/1.1\r\nauthorization: Bearer {MARK}\r\nx y: z\r\n\r\n"
-    ))
-    .await;
-    said.push(raw.read_to_end().await);
+    async fn at_the_operators_port(&mut self, serving: &Serving) {
+        let wrong = format!("{MARK}-wrong");
+        for (key, status) in [(&*wrong, 401), (GOOD, 403), (OPERATOR, 200)] {
+            let ask = Ask::new(serving.ops, "GET", "/metrics", Vec::new());
+            let reply = ask.bearer(key).send().await;
+            assert_eq!(reply.status, status);
+            self.said.push(reply.text().await);
+        }
+    }
 
-    let metrics = |key: &str| Ask::new(serving.ops, "GET", "/metrics", Vec::new()).bearer(key);
-    said.push(metrics(&format!("{MARK}-wrong")).send().await.text().await);
-    let reply = metrics(OPERATOR).send().await;
-    assert_eq!(reply.status, 200);
-    said.push(reply.text().await);
-    let log = serving.end().await;
-    assert!(log.contains("TRACE") && log.contains("h2::") && log.contains("invalid_api_key"));
-    said.push(log);
-    for secret in secrets {
-        for text in &said {
-            if let Some(at) = text.find(&secret) {
-                let from = text[..at].rfind('\n').map_or(0, |at| at + 1);
-                let line = text[from..].lines().next().unwrap_or_default();
-                panic!("{secret} is in: {line}");
+    fn finds_nothing(&self) {
+        for secret in &self.secrets {
+            for text in &self.said {
+                if let Some(at) = text.find(secret) {
+                    let from = text[..at].rfind('\n').map_or(0, |at| at + 1);
+                    let line = text[from..].lines().next().unwrap_or_default();
+                    panic!("{secret} is in: {line}");
+                }
             }
         }
     }
+}
+
+#[tokio::test]
+async fn no_credential_is_logged_counted_or_answered() {
+    let serving = Serving::start().await;
+    let mut search = Search::new();
+    search.over_http1(&serving).await;
+    search.over_http2(&serving).await;
+    for protocol in Protocol::ALL {
+        search.over_quic(&serving, protocol).await;
+    }
+    search.at_the_operators_port(&serving).await;
+    let log = serving.end().await;
+    for logged in ["TRACE", "h2::", "quinn", "invalid_api_key"] {
+        assert!(log.contains(logged), "{logged}");
+    }
+    search.said.push(log);
+    search.finds_nothing();
 }
