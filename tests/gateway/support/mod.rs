@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use sluicegate::app::App;
 use sluicegate::config::{Config, Flags, Sources};
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::http::{Ask, Reply};
@@ -121,7 +122,17 @@ impl Setup {
     }
 
     /// The gateway, with its models still on their way.
-    pub(crate) fn start_loading(self) -> TestGateway {
+    pub(crate) fn start_loading(mut self) -> TestGateway {
+        // What one test leaves in the state directory is no other's business.
+        let state = tempfile::tempdir().expect("there is a temporary directory");
+        let kept = format!("server.state_dir='{}'", state.path().display());
+        let is_set = self
+            .flags
+            .iter()
+            .any(|flag| flag.starts_with("server.state_dir="));
+        if !is_set && !self.sections.contains("state_dir") {
+            self.flags.push(kept);
+        }
         let sources = Sources {
             file: Some(("test.toml".into(), self.sections + &self.models)),
             environment: Vec::new(),
@@ -138,6 +149,7 @@ impl Setup {
             ops: app.ops_addresses()[0],
             secure: app.secure_addresses().first().copied(),
             app: Some(app),
+            _state: state,
         }
     }
 }
@@ -148,6 +160,7 @@ pub(crate) struct TestGateway {
     pub(crate) public: SocketAddr,
     pub(crate) ops: SocketAddr,
     secure: Option<SocketAddr>,
+    _state: TempDir,
 }
 
 impl TestGateway {
