@@ -157,11 +157,25 @@ pub fn time(text: &str) -> Result<u64, &'static str> {
     u64::try_from(time.as_second()).map_err(|_| wrong())
 }
 
+/// What somebody wrote, without the keys that they put in the wrong place: it ends up in logs.
+#[must_use]
+pub fn masked(text: &str) -> String {
+    let mut parts = text.split(PREFIX);
+    let first = parts.next().unwrap_or_default().to_owned();
+    let of_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    parts.fold(first, |shown, part| {
+        shown + PREFIX + ".." + part.trim_start_matches(of_key)
+    })
+}
+
 /// Whether a text may be an id, an owner or a class.
 ///
 /// # Errors
 /// What it may be.
 pub fn check_name(text: &str) -> Result<(), String> {
+    if text.starts_with(PREFIX) {
+        return Err("this is a key; its name stands here, and in every log".to_owned());
+    }
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
     if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(good) {
         return Err(format!(
@@ -420,7 +434,7 @@ pub fn parse_file(text: &str) -> Result<Vec<(usize, KeyEntry)>, String> {
     };
     let file: File = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(1, |span| line(span.start));
-        format!("line {at}: {}", error.message())
+        format!("line {at}: {}", masked(error.message()))
     })?;
     let entries = file.keys.into_iter();
     Ok(entries

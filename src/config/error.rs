@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::auth::keys::PREFIX;
+use crate::auth::keys;
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,8 +66,9 @@ impl fmt::Display for Lines<'_> {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { origin, message } = self;
+        let message = keys::masked(message);
         match origin {
-            None => f.write_str(message),
+            None => f.write_str(&message),
             Some(Origin::File { path, line, text }) => {
                 let text = masked(text);
                 write!(f, "{path}:{line}: {message}\n    {line} | {text}")
@@ -78,12 +79,23 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What somebody wrote, without the keys that they put in the wrong place: it ends up in logs.
+/// What somebody wrote, without the secrets in it: it ends up in logs.
 fn masked(text: &str) -> String {
-    let mut parts = text.split(PREFIX);
-    let first = parts.next().unwrap_or_default().to_owned();
-    let of_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    parts.fold(first, |shown, part| {
-        shown + PREFIX + ".." + part.trim_start_matches(of_key)
-    })
+    without_passwords(&keys::masked(text))
+}
+
+/// Without who logs in to a URL.
+fn without_passwords(text: &str) -> String {
+    let (mut shown, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once("://") {
+        let end = after.find(['"', '\'', ' ']).unwrap_or(after.len());
+        let (url, behind) = after.split_at(end);
+        shown += before;
+        shown += "://";
+        shown += &url
+            .rfind('@')
+            .map_or(url.to_owned(), |at| format!("..{}", &url[at..]));
+        rest = behind;
+    }
+    shown + rest
 }

@@ -153,6 +153,30 @@ fn a_key_in_the_place_of_its_hash_is_not_repeated() {
 }
 
 #[test]
+fn secrets_in_the_wrong_place_are_not_repeated() {
+    let key = "sgk_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ";
+    for text in [
+        format!("{KEY}scopes = '{key}'"),
+        format!("{KEY}owner = '{key}'"),
+        format!("{KEY}{key} = 1"),
+        format!("[[auth.keys]]\nid = '{key}'\nhash = 'x'"),
+        format!("[auth]\nkeys = '{key}'"),
+    ] {
+        let told = problems(&sources(&text));
+        assert!(!told.contains("abcdefghij"), "{told}");
+    }
+    for url in ["rediss://me:s3cret@host", "redis://me:s3/cret@host:port"] {
+        let told = problems(&sources(&format!("[limits.redis]\nurl = '{url}'")));
+        assert!(
+            told.contains("limits.redis.url") && !told.contains("cret"),
+            "{told}"
+        );
+        let told = problems(&flag(&format!("limits.redis.url={url}")));
+        assert!(!told.contains("cret"), "{told}");
+    }
+}
+
+#[test]
 fn nothing_gives_the_defaults() {
     let config = Config::load(&Sources::default()).unwrap();
     assert_eq!(config, Config::default());

@@ -104,6 +104,22 @@ fn a_key_in_the_place_of_its_hash_is_refused_and_not_repeated() {
 }
 
 #[test]
+fn a_key_in_any_wrong_place_is_refused_and_not_repeated() {
+    let key = "sgk_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ";
+    for text in [
+        entry("a", &format!("scopes = '{key}'")),
+        entry("a", &format!("models = '{key}'")),
+        entry("a", &format!("owner = '{key}'")),
+        entry("a", &format!("{key} = 1")),
+        entry(key, ""),
+        format!("keys = '{key}'"),
+    ] {
+        let told = parse_file(&text).unwrap_err();
+        assert!(!told.contains("abcdefghij"), "{told}");
+    }
+}
+
+#[test]
 fn misfits_are_named() {
     let hash = KeyHash::of("key-of-a");
     let text = entry("a", "") + &entry("b", "") + &entry("b", "");
