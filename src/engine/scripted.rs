@@ -8,6 +8,7 @@
 //! The script comes from the configuration, and a request can change it through the model's name:
 //! `scripted?tokens=100&pace=20ms&fail_at=7`.
 
+mod play;
 mod slots;
 mod vectors;
 
@@ -20,12 +21,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use self::play::{Play, changed};
 use self::slots::{Slot, Slots};
-use super::config::{FailKind, Script};
+use super::config::Script;
 use super::text::{Flow, TextAssembler};
 use super::{Card, Engine, Gauges, Layout, Started, TokenizeOptions};
 use crate::generation::{
@@ -39,10 +40,6 @@ const MAX_TOKENS: u32 = Script::MAX_TOKENS;
 
 /// Longer than any request is let run.
 const NEVER: Duration = Duration::from_hours(24 * 365);
-
-/// The text of a script that has none.
-const WORDS: &str =
-    "The gate opens a little, the water runs, and word by word the stream goes on. ";
 
 /// Bytes are the vocabulary: token `b` of a prompt is the byte `b`.
 const VOCABULARY: u32 = 256;
@@ -276,73 +273,6 @@ fn outside(token: u32) -> Failure {
     )
 }
 
-/// A script as one request plays it.
-#[derive(Debug)]
-struct Play {
-    text: Box<[u8]>,
-    tokens: u32,
-    /// What ends the text when all tokens are played.
-    finish: Finish,
-    token_bytes: usize,
-    first: Duration,
-    pace: Duration,
-    stall: Option<(u32, Duration)>,
-    fail: Option<(u32, Kind)>,
-    die: Option<u32>,
-}
-
-impl Play {
-    fn new(script: Script, max_tokens: Option<u32>) -> Self {
-        let own = script.tokens.get();
-        let tokens = max_tokens.map_or(own, |most| most.min(own));
-        Self {
-            text: script
-                .text
-                .filter(|text| !text.is_empty())
-                .unwrap_or_else(|| WORDS.into())
-                .into_bytes()
-                .into(),
-            tokens,
-            finish: if tokens < own {
-                Finish::Length
-            } else {
-                Finish::Stop
-            },
-            token_bytes: usize::try_from(script.token_bytes.get()).unwrap_or(usize::MAX),
-            first: script.first,
-            pace: script.pace,
-            stall: script.stall_at.zip(script.stall),
-            fail: script
-                .fail_at
-                .map(|at| (at, script.fail_kind.unwrap_or(FailKind::Internal).into())),
-            die: script.die_at,
-        }
-    }
-
-    /// When token `index` is due, counted from the start.
-    fn due(&self, index: u32) -> Duration {
-        let stall = match self.stall {
-            Some((at, stall)) if index >= at => stall,
-            _ => Duration::ZERO,
-        };
-        let paced = self.pace.saturating_mul(index);
-        self.first.saturating_add(paced).saturating_add(stall)
-    }
-
-    /// Hands the bytes of token `index` to `take`, in at most a few slices: the text repeats.
-    fn bytes(&self, index: u32, mut take: impl FnMut(&[u8])) {
-        let len = self.text.len();
-        let mut at = (index as usize).wrapping_mul(self.token_bytes) % len;
-        let mut left = self.token_bytes;
-        while left > 0 {
-            let slice = &self.text[at..len.min(at + left)];
-            take(slice);
-            left -= slice.len();
-            at = 0;
-        }
-    }
-}
-
 /// Counts a source as running until it ends or is cancelled, whichever is first.
 struct Running {
     counters: Arc<Counters>,
@@ -551,63 +481,6 @@ impl Source for ScriptedSource {
     fn canceller(&self) -> Arc<dyn Cancel> {
         self.running.clone()
     }
-}
-
-/// The script with the changes that a request's model name asks for.
-fn changed(script: &Script, changes: &str) -> Result<Script, Failure> {
-    let mut script = script.clone();
-    for change in changes.split('&').filter(|change| !change.is_empty()) {
-        let (key, value) = change.split_once('=').unwrap_or((change, ""));
-        let bad = |what: &str| {
-            Failure::invalid(
-                "model",
-                format!("In the model's script, {key}={value} is not {what}."),
-            )
-        };
-        let count = || {
-            let number = value.replace('_', "").parse::<u32>().ok();
-            number
-                .filter(|&n| n <= MAX_TOKENS)
-                .ok_or_else(|| bad("a count"))
-        };
-        let positive = || count()?.try_into().map_err(|_| bad("a count above zero"));
-        let time = || {
-            let time = humantime::parse_duration(value).ok();
-            time.filter(|&time| time <= Script::MAX_TIME)
-                .ok_or_else(|| bad("a duration of at most a day"))
-        };
-        match key {
-            "tokens" => script.tokens = positive()?,
-            "size" | "token_bytes" => {
-                script.token_bytes = positive()?;
-                if script.token_bytes.get() > Script::MAX_TOKEN_BYTES {
-                    return Err(bad("a count of at most 4096"));
-                }
-            }
-            "first" => script.first = time()?,
-            "pace" => script.pace = time()?,
-            "stall_at" => script.stall_at = Some(count()?),
-            "stall" => script.stall = Some(time()?),
-            "fail_at" => script.fail_at = Some(count()?),
-            "die_at" => script.die_at = Some(count()?),
-            "fail_kind" => {
-                let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(value);
-                let kind =
-                    serde::Deserialize::deserialize(name).map_err(|_| bad("a kind of failure"))?;
-                script.fail_kind = Some(kind);
-            }
-            "text" => {
-                script.text = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
-            }
-            _ => {
-                return Err(Failure::invalid(
-                    "model",
-                    format!("A scripted model has no setting called {key:?}."),
-                ));
-            }
-        }
-    }
-    Ok(script)
 }
 
 #[cfg(test)]
