@@ -34,16 +34,16 @@ struct Node {
 impl Node {
     /// A node that waits long for the server, so that a slow machine does not make it go on alone.
     fn patient(redis: &Redis) -> Self {
-        Self::new(config(&redis.url(), Duration::from_secs(1)))
+        Self::new(&config(&redis.url(), Duration::from_secs(1)))
     }
 
     /// A node that waits as long as it would in earnest.
     fn hasty(url: &str) -> Self {
-        Self::new(config(url, Duration::from_millis(5)))
+        Self::new(&config(url, Duration::from_millis(5)))
     }
 
-    fn new(config: Config) -> Self {
-        let (shared, clock) = (Arc::new(Shared::new(&config)), Clock::real());
+    fn new(config: &Config) -> Self {
+        let (shared, clock) = (Arc::new(Shared::new(config)), Clock::real());
         let stop = CancellationToken::new();
         Self {
             courier: tokio::spawn(shared.keep(stop.clone())),

@@ -27,7 +27,7 @@ use super::places::Places;
 use super::prefix::{self, DiskLimits, Root, Store};
 use super::sampling::pool::{self, Pool};
 use super::speculate::{self, DraftError, DraftModel, no_draft};
-use super::template::ChatTemplate;
+use super::template::{self, ChatTemplate};
 use super::vectors::{self, Vectors};
 use super::vocab::Vocabulary;
 pub use super::weights::Weights;
@@ -65,7 +65,7 @@ pub(super) fn load(
     })?;
     let model = Arc::new(model);
     let vocabulary = Arc::new(Vocabulary::new(model.clone(), &summary.tokenizer));
-    let template = template(
+    let template = template::of_model(
         name,
         settings,
         summary.chat_template.as_deref(),
@@ -181,7 +181,7 @@ pub(super) fn inspect(path: &Path, settings: &Settings) -> Result<(), LoadError>
             path: path.display().to_string(),
         });
     }
-    let configured = configured_template(settings)?;
+    let configured = template::configured(settings)?;
     let source = configured.as_deref().or(summary.chat_template.as_deref());
     ChatTemplate::new(source, "", "").map_err(LoadError::Template)?;
     if let Some(path) = &settings.draft_model {
@@ -515,30 +515,4 @@ fn model_params(settings: &Settings, loading: Arc<Loading>) -> LlamaModelParams 
         .with_n_gpu_layers(gpu_layers(settings))
         .with_main_gpu(i32::try_from(settings.main_gpu).unwrap_or(0))
         .with_progress_callback(move |done| loading.goes_on(done))
-}
-
-fn configured_template(settings: &Settings) -> Result<Option<String>, LoadError> {
-    let Some(path) = &settings.chat_template else {
-        return Ok(None);
-    };
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
-        path: path.display().to_string(),
-        source,
-    })?;
-    Ok(Some(text))
-}
-
-fn template(
-    name: &str,
-    settings: &Settings,
-    own: Option<&str>,
-    vocabulary: &Vocabulary,
-) -> Result<ChatTemplate, LoadError> {
-    let configured = configured_template(settings)?;
-    let source = configured.as_deref().or(own);
-    if source.is_none() {
-        tracing::warn!(model = name, "the model has no chat template; using ChatML");
-    }
-    ChatTemplate::new(source, &vocabulary.bos_text(), &vocabulary.eos_text())
-        .map_err(LoadError::Template)
 }

@@ -12,6 +12,9 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use super::load_error::LoadError;
+use super::vocab::Vocabulary;
+use crate::engine::config::Settings;
 use crate::generation::Message;
 
 /// Template instructions per rendering. A 300-message chat takes about 20,000.
@@ -172,6 +175,34 @@ fn now(format: &str) -> Result<String, Error> {
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
     jiff::fmt::strtime::format(format, &now)
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// The template of the configuration, if it names one.
+pub(super) fn configured(settings: &Settings) -> Result<Option<String>, LoadError> {
+    let Some(path) = &settings.chat_template else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
+        path: path.display().to_string(),
+        source,
+    })?;
+    Ok(Some(text))
+}
+
+/// The template that a model is served with: the configured one, else its own, else `ChatML`.
+pub(super) fn of_model(
+    name: &str,
+    settings: &Settings,
+    own: Option<&str>,
+    vocabulary: &Vocabulary,
+) -> Result<ChatTemplate, LoadError> {
+    let configured = configured(settings)?;
+    let source = configured.as_deref().or(own);
+    if source.is_none() {
+        tracing::warn!(model = name, "the model has no chat template; using ChatML");
+    }
+    ChatTemplate::new(source, &vocabulary.bos_text(), &vocabulary.eos_text())
+        .map_err(LoadError::Template)
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ async fn without_a_server_each_of_the_nodes_has_its_share() {
     };
     let mut config = config(&redis.url(), Duration::from_millis(5));
     config.nodes = nodes(4);
-    let node = Node::new(config);
+    let node = Node::new(&config);
     until("noticing", || !node.health().is_up).await;
     for (name, bound) in [("rate", once(100)), ("quota", quota)] {
         let cell = node.cell(name, bound);
