@@ -47,6 +47,9 @@ struct Inner {
     due: Mutex<Vec<Arc<Held>>>,
     wake: Notify,
     is_up: AtomicBool,
+    /// A request has waited in vain, and nothing was heard since: no other waits, nor this one again for
+    /// its next limit.
+    is_late: AtomicBool,
     /// Nodes seen at the server when it was last asked.
     nodes: AtomicU32,
     failures: AtomicU64,
@@ -83,6 +86,7 @@ impl Shared {
             wake: Notify::new(),
             // The first requests may wait for the connection.
             is_up: AtomicBool::new(true),
+            is_late: AtomicBool::new(false),
             nodes: AtomicU32::new(1),
             failures: AtomicU64::new(0),
             alone: AtomicU64::new(0),
@@ -216,7 +220,16 @@ impl Leased {
             }
             false
         };
-        let answer = time::timeout(self.inner.redis.timeout, has_answer).await;
+        let is_late = &self.inner.is_late;
+        let patience = if is_late.load(Relaxed) {
+            Duration::ZERO
+        } else {
+            self.inner.redis.timeout
+        };
+        let answer = time::timeout(patience, has_answer).await;
+        if answer.is_err() {
+            is_late.store(true, Relaxed);
+        }
         if answer.unwrap_or(false) || lease.has(n) || !self.inner.is_up() {
             return;
         }

@@ -178,6 +178,7 @@ impl Courier {
         let answer = self.try_exchange(calls).await;
         match answer {
             Ok(replies) => {
+                self.shared.is_late.store(false, Relaxed);
                 if self.breaker.answered() {
                     self.resume();
                 }

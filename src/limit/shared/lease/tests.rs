@@ -49,6 +49,32 @@ fn a_caller_whose_class_has_changed_has_the_new_limit() {
     assert_eq!(new.left(clock.at()).limit, 900);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_a_silent_server_once_and_not_for_each_of_its_limits() {
+    use super::super::super::{Key, Limit, Scope};
+    use super::super::config::Redis;
+    let redis: Redis = toml::from_str("url = 'redis://127.0.0.1:1'").unwrap();
+    // Nobody speaks with the server, so nobody learns that it is away.
+    let (shared, clock) = (super::super::Shared::new(&redis), Clock::fake(0));
+    let began = tokio::time::Instant::now();
+    for scope in [Scope::Organization, Scope::Caller, Scope::Model] {
+        let key = Key {
+            scope,
+            name: "a",
+            model: None,
+            limit: Limit::TokensPerMinute,
+        };
+        let (per_minute, burst) = (100, 100);
+        let cell = (shared.cell(key, Bound::Rate { per_minute, burst }, None, &clock)).unwrap();
+        assert!(cell.take(10, clock.at()).is_err());
+        cell.refill(10).expect("it may have more").await;
+        assert!(cell.take(10, clock.at()).is_ok(), "of its own share");
+    }
+    // Timers go by whole milliseconds.
+    let most = redis.timeout + Duration::from_millis(2);
+    assert!(began.elapsed() <= most, "{:?}", began.elapsed());
+}
+
 #[test]
 fn a_slice_is_a_seconds_worth_a_tenth_at_most_and_one_at_least() {
     for ((per_minute, burst), slice) in [
