@@ -199,3 +199,77 @@ impl Drop for Taken<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::super::places::Places;
+    use super::*;
+    use crate::generation::BoxFuture;
+
+    /// Has nothing, and never hears whether there is more.
+    struct Silent;
+
+    impl Cell for Silent {
+        fn take(&self, _: u64, _: At) -> Result<(), Duration> {
+            Err(Duration::ZERO)
+        }
+
+        fn charge(&self, _: u64, _: At) -> bool {
+            false
+        }
+
+        fn give(&self, _: u64, _: At) {
+            panic!("nothing was taken");
+        }
+
+        fn left(&self, _: At) -> Left {
+            Left {
+                limit: 1,
+                remaining: 0,
+                reset: Duration::ZERO,
+                window: Duration::ZERO,
+            }
+        }
+
+        fn is_idle(&self, _: At) -> bool {
+            true
+        }
+
+        fn refill(&self, _: u64) -> Option<BoxFuture<'_, ()>> {
+            Some(Box::pin(std::future::pending()))
+        }
+    }
+
+    #[test]
+    fn who_leaves_while_a_limit_is_asked_for_gives_back_what_was_taken_before() {
+        let account = |limit, cell| {
+            let slot = Slot {
+                limit,
+                bound: Bound::Places(1),
+                cell,
+            };
+            Some(Arc::new(Account {
+                scope: Scope::Caller,
+                cells: Box::new([slot]),
+            }))
+        };
+        let places = account(Limit::Streams, Box::new(Places::new(1)));
+        let silent = account(Limit::TokensPerMinute, Box::new(Silent));
+        let (accounts, clock) = ([places, silent, None, None], Clock::fake(0));
+        let cost = Cost {
+            streams: 1,
+            output: 1,
+            ..Cost::default()
+        };
+        let is_free = || accounts[0].as_ref().unwrap().is_idle(clock.at());
+        let mut taking = Box::pin(take(&accounts, cost, &clock));
+        let polled = taking
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending() && !is_free());
+        drop(taking);
+        assert!(is_free());
+    }
+}

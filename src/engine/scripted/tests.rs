@@ -1,5 +1,7 @@
 //! Scripts, and through them the promises of `TokenStream` and `Watch`, on a paused clock.
 
+mod charged;
+
 use super::*;
 use crate::generation::{
     Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, TokenStream, Watch,
