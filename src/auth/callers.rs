@@ -201,17 +201,19 @@ impl Callers {
     /// Whoever a bound token was made for, as far as that still holds. What a key is good for may have
     /// changed since, so that is looked up; the rest is as it was sealed.
     fn bound(&self, caller: &Caller, today: u64) -> Result<Caller, Failure> {
-        if let Some(ended) = self.ended(caller, today) {
+        let Some(identity) = caller.identity.as_deref() else {
+            return self.nobody();
+        };
+        if !Keys::is_key(identity) {
+            return Ok(caller.clone());
+        }
+        // One table for both questions: there may be another one in between.
+        let keys = self.keys();
+        if let Some(ended) = ended(&keys, caller, today) {
             return Err(ended);
         }
-        match caller.identity.as_deref() {
-            None => self.nobody(),
-            Some(identity) => {
-                let keys = self.keys();
-                let live = keys.of(identity).map(keys::Key::caller);
-                Ok(live.unwrap_or(caller).clone())
-            }
-        }
+        let live = keys.of(identity).map(|key| key.caller().clone());
+        live.ok_or_else(removed)
     }
 
     /// What a bound token is made of for this caller.
@@ -234,12 +236,7 @@ impl Callers {
     /// another one by now, or has expired.
     #[must_use]
     pub fn ended(&self, caller: &Caller, today: u64) -> Option<Failure> {
-        let identity = caller.identity.as_deref().filter(|id| Keys::is_key(id))?;
-        match self.keys().of(identity) {
-            Some(key) if key.caller().stamp != caller.stamp => Some(removed()),
-            Some(key) => key.has_expired(today).then(expired),
-            None => Some(removed()),
-        }
+        ended(&self.keys(), caller, today)
     }
 
     /// Why the streams of this identity end by now, if so: its key has expired.
@@ -277,6 +274,15 @@ impl Callers {
     pub fn keys(&self) -> Arc<Keys> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.clone()
+    }
+}
+
+fn ended(keys: &Keys, caller: &Caller, today: u64) -> Option<Failure> {
+    let identity = caller.identity.as_deref().filter(|id| Keys::is_key(id))?;
+    match keys.of(identity) {
+        Some(key) if key.caller().stamp != caller.stamp => Some(removed()),
+        Some(key) => key.has_expired(today).then(expired),
+        None => Some(removed()),
     }
 }
 

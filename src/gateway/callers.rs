@@ -82,6 +82,11 @@ impl Gateway {
         scope: Scopes,
         model: &str,
     ) -> Result<(), Failure> {
+        // What they send may come long after who they are was asked.
+        if let Some(ended) = self.parts.callers.ended(caller, clock::unix_seconds()) {
+            self.denied(&ended);
+            return Err(ended);
+        }
         self.permit_scope(caller, scope)?;
         if self.may_use(caller, model) {
             return Ok(());
@@ -119,9 +124,9 @@ impl Gateway {
         let reread = move || {
             let today = clock::unix_seconds();
             let read = gateway.parts.callers.reread(today);
+            let read = read.map(|gone| (gateway.end_owners(&gone, today), gone));
             gateway.parts.metrics.transports.keys_read(read.is_ok());
-            let gone = read?;
-            let streams = gateway.end_owners(&gone, today);
+            let (streams, gone) = read?;
             let keys = gateway.parts.callers.keys().len();
             tracing::info!(keys, gone = gone.len(), streams, "the keys were read again");
             Ok(())

@@ -213,3 +213,26 @@ fn json_depth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error
     }
     Ok(depth)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_are_asked_for_a_key_wherever_others_can_come() {
+        let asks = |listen: &[&str], require_key| {
+            let listen = listen.iter().map(|at| at.parse().unwrap()).collect();
+            let ops = Ops {
+                listen,
+                require_key,
+            };
+            ops.requires_key()
+        };
+        assert!(!Ops::default().requires_key());
+        assert!(!asks(&["127.0.0.1:1", "[::1]:1"], false));
+        assert!(asks(&["127.0.0.1:1"], true));
+        for public in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(asks(&["127.0.0.1:1", public], false), "{public}");
+        }
+    }
+}

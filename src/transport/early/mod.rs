@@ -164,7 +164,8 @@ async fn admit(context: &Context, parts: &mut Parts, body: Body) -> Result<Body,
     let secure = parts.extensions.get::<Secure>().cloned();
     // Also where the handshake has ended since: who asks was not known when the request was told.
     let came_early = secure.as_ref().is_some_and(|secure| secure.came_early);
-    let has_proof = parts.headers.contains_key(PROOF);
+    // Where nobody is asked who they are, nobody's body is gathered either.
+    let has_proof = parts.headers.contains_key(PROOF) && !is_open(parts.uri.path());
     let mut place = None;
     if came_early
         && let Some(secure) = secure.as_ref().filter(|secure| secure.is_early())

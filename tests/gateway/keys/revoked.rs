@@ -89,6 +89,8 @@ async fn what_was_begun_may_finish_if_that_is_said() {
         .chat("scripted?tokens=1", "Hi", "")
         .bearer("key-of-a");
     assert_eq!(chat.send().await.status, 401);
+    // What was sent before says nothing.
+    assert_eq!(gateway.metrics().await.ended("limited"), 1, "the other one");
     for _ in 0..3 {
         assert!(matches!(a.next_event().await, Some(Event::Data(_))));
     }
@@ -165,5 +167,44 @@ async fn a_bound_token_is_as_good_as_its_key() {
         reread(&served.gateway, "taken", 2).await;
         let outcome = visit.ask(&chat).await.outcome();
         assert_eq!(outcome, (401, "key_removed".into()));
+    }
+}
+
+#[tokio::test]
+async fn what_is_still_being_sent_when_its_key_ends_does_not_begin() {
+    let chat = chat_body("scripted?tokens=1", "Hi", "");
+    let embed = r#"{"model":"scripted","input":"x"}"#;
+    let (chat, vectors, tokens) = (
+        (CHAT, &*chat),
+        ("/v1/embeddings", embed),
+        r#"{"content":"x"}"#,
+    );
+    for on_removed in ["end", "finish"] {
+        let (_dir, path, section) = key_file(&[("a", "")]);
+        let section = format!("{section}\non_removed = '{on_removed}'");
+        let gateway = gateway().scripted().with(&section).start().await;
+        let mut begun = Vec::new();
+        for (path, body) in [chat, vectors, ("/v1/tokenize", tokens)] {
+            let mut raw = gateway.connect().await;
+            let length = body.len();
+            // Who is told to go on was believed.
+            raw.send(format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-of-a\r\n\
+                 expect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+            ))
+            .await;
+            assert!(raw.read_until("\r\n\r\n").await.contains(" 100 "));
+            begun.push((raw, path, body));
+        }
+        write(&path, &[]);
+        reread(&gateway, "taken", 1).await;
+        for (mut raw, path, body) in begun {
+            raw.send(body).await;
+            let head = raw.read_until("\r\n\r\n").await;
+            assert!(
+                head.starts_with("HTTP/1.1 401 "),
+                "{on_removed} {path}: {head}"
+            );
+        }
     }
 }

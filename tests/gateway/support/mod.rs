@@ -178,8 +178,13 @@ impl TestGateway {
         format!("http://{}", self.public)
     }
 
+    /// A request without a body.
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Ask {
+        Ask::new(self.public, method, path, Vec::new())
+    }
+
     pub(crate) fn get(&self, path: &str) -> Ask {
-        Ask::new(self.public, "GET", path, Vec::new())
+        self.ask("GET", path)
     }
 
     /// A request with a JSON body.
