@@ -10,6 +10,10 @@ pub trait Meter: Send + Sync {
     /// Nobody pays for the next one: the stream ends after these.
     fn charge(&self, tokens: u32) -> Result<(), UsedUp>;
 
+    /// The server gave the request up before its first token: nobody pays for its prompt. Called before
+    /// [`Meter::settle`], if at all.
+    fn forgive(&self);
+
     /// The stream is over: gives back what was reserved and not delivered. Called once, from any thread.
     fn settle(&self);
 }

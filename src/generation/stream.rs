@@ -448,6 +448,10 @@ impl Shared {
             .take();
         let Some(ledger) = ledger else { return };
         if let Some(meter) = &self.meter {
+            let is_our_doing = matches!(outcome, Outcome::Shed | Outcome::Deadline);
+            if is_our_doing && self.tokens.load(Relaxed) == 0 {
+                meter.forgive();
+            }
             meter.settle();
         }
         for cancel in &ledger.cancels {

@@ -70,7 +70,7 @@ pub(super) struct Hold {
     /// Generated tokens that are paid for and were not delivered yet.
     left: AtomicU64,
     delivered: AtomicU64,
-    /// Whether the engine took the request: its prompt was read.
+    /// Whether the engine took the request, and nobody has given it up before its first token.
     has_begun: AtomicBool,
     /// Whether it still has a place among those that wait.
     is_queued: AtomicBool,
@@ -198,6 +198,10 @@ impl Meter for Hold {
                 WhenDry::Error => Ending::Failed(refusal::dry(&short)),
             },
         })
+    }
+
+    fn forgive(&self) {
+        self.has_begun.store(false, Relaxed);
     }
 
     fn settle(&self) {

@@ -322,6 +322,10 @@ fn what_is_reserved_and_not_delivered_is_given_back() {
     assert_eq!(left(), 370);
     drop(never);
     assert_eq!(left(), 870, "the engine did not take it");
+    let meter = rig.begin(&sized(&caller, 100, 400));
+    meter.forgive();
+    meter.settle();
+    assert_eq!(left(), 870, "it was sent away while it waited");
 }
 
 #[test]

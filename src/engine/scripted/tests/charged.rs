@@ -9,6 +9,7 @@ use crate::generation::{Ending, Meter, UsedUp};
 struct Purse {
     most: u32,
     charged: AtomicU32,
+    forgiven: AtomicU32,
     settled: AtomicU32,
 }
 
@@ -17,6 +18,7 @@ impl Purse {
         Arc::new(Self {
             most,
             charged: AtomicU32::new(0),
+            forgiven: AtomicU32::new(0),
             settled: AtomicU32::new(0),
         })
     }
@@ -32,6 +34,11 @@ impl Meter for Purse {
             limit: "purse",
             end: Ending::Length,
         })
+    }
+
+    fn forgive(&self) {
+        assert_eq!(self.settled.load(Relaxed), 0, "before it is settled");
+        self.forgiven.fetch_add(1, Relaxed);
     }
 
     fn settle(&self) {
@@ -102,4 +109,25 @@ async fn what_is_told_after_the_last_paid_token_is_charged_too() {
     assert_eq!(stream.usage().completion_tokens, 4);
     assert_eq!(purse.charged.load(Relaxed), 4);
     assert_eq!(purse.settled.load(Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_pays_for_the_prompt_of_a_request_that_the_server_gave_up_before_its_first_token() {
+    for (kind, tokens, forgiven) in [
+        (Kind::Overloaded, 0, 1),
+        (Kind::Deadline, 0, 1),
+        (Kind::Cancelled, 0, 0),
+        (Kind::Stalled, 0, 0),
+        (Kind::Draining, 1, 0),
+    ] {
+        let (watch, purse) = (Watch::new(), Purse::of(100));
+        let mut stream = endless(&watch, RequestId::random(), purse.clone());
+        let mut burst = Burst::with_limit(1);
+        for _ in 0..tokens {
+            assert!(stream.burst(&mut burst).await);
+        }
+        stream.cut(Failure::new(kind, "It ends here."));
+        assert_eq!(purse.forgiven.load(Relaxed), forgiven, "{kind:?}");
+        assert_eq!(purse.settled.load(Relaxed), 1);
+    }
 }
