@@ -34,6 +34,8 @@ async fn short_answer(gateway: &TestGateway) -> (String, Duration) {
 async fn a_stalled_reader_pauses_alone_and_resumes_exactly_where_it_was() {
     let gateway = gateway()
         .demo("context = 2048\nparallel = 4\ndeterministic = true")
+        // However long the others take.
+        .with("[stream]\nstall_timeout = '1h'")
         .start()
         .await;
     let ask = || gateway.chat("demo", "Tell me a story.", LONG);

@@ -151,6 +151,7 @@ async fn a_client_that_cancels_frees_its_sequence_idle_or_in_mid_stream() {
 async fn a_stalled_reader_pauses_its_sequence_and_goes_on_where_it_was() {
     let setup =
         gateway().demo("context = 2048\nparallel = 4\ndeterministic = true\npause_spill = '1h'");
+    let setup = setup.with("[stream]\nstall_timeout = '1h'");
     let served = Served::by(setup).await;
     let brief = r#","seed":9,"ignore_eos":true,"max_tokens":150"#;
     let more = r#","seed":3,"temperature":1.0,"ignore_eos":true,"max_tokens":1500"#;

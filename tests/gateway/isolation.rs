@@ -152,7 +152,8 @@ async fn what_is_no_stream_is_answered_alike_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_frees_the_sequence_and_who_stalls_pauses_alone() {
-    let gateway = isolated(gateway(), "apart").start().await;
+    let setup = isolated(gateway(), "apart").with("[stream]\nstall_timeout = '1h'");
+    let gateway = setup.start().await;
     let endless = r#""stream":true,"ignore_eos":true"#;
     let mut reply = gateway.chat("apart", "x", endless).send().await;
     reply.next_event().await.expect("it began");

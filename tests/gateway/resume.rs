@@ -381,7 +381,7 @@ async fn a_drain_waits_for_streams_without_a_reader_and_lets_readers_come_back()
     let mut gateway = gateway()
         .demo("context = 2048\nparallel = 2\ndeterministic = true")
         .with(ROOM)
-        .with("[drain]\nlag = '0s'\ntimeout = '25s'")
+        .with("[drain]\nlag = '0s'\ntimeout = '10m'")
         .start()
         .await;
     let expected = long(&gateway).send().await.answer().await.text();

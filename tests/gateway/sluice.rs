@@ -274,7 +274,10 @@ async fn a_client_that_cancels_frees_its_sequence_idle_or_in_mid_stream() {
 
 #[tokio::test]
 async fn a_stalled_reader_pauses_its_sequence_and_goes_on_where_it_was() {
-    let setup = gateway().demo("context = 2048\nparallel = 4\ndeterministic = true");
+    // However long the others take.
+    let setup = gateway()
+        .demo("context = 2048\nparallel = 4\ndeterministic = true")
+        .with("[stream]\nstall_timeout = '1h'");
     let served = Served::by(setup).await;
     let more = r#""seed":3,"temperature":1.0,"ignore_eos":true,"max_tokens":1500"#;
     let expected = served.sluice().await.chat("demo", more).await.text().await;
