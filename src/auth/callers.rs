@@ -344,7 +344,7 @@ pub fn missing() -> Failure {
 pub fn invalid() -> Failure {
     Failure::new(
         Kind::Unauthorized,
-        "The API key is none of this server's, or is one no longer.",
+        "The API key is none of this server's, or is one no longer, or the request shows two that differ.",
     )
     .with_code("invalid_api_key")
 }

@@ -11,7 +11,7 @@ use crate::transport::tls::config::ClientAuth;
 
 /// How to say who may come.
 const HOW: &str =
-    "make a key with `sluicegate key` and put it into [[auth.keys]] or auth.keys_file";
+    "make a key with `sluicegate key` and put its entry into [[auth.keys]] or auth.keys_file";
 
 /// What is wrong with the keys, and with who is not asked for one.
 pub(super) fn conflicts(config: &Config) -> Vec<(Vec<Step>, String)> {

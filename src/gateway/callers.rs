@@ -66,7 +66,7 @@ impl Gateway {
         let failure = Failure::new(
             Kind::Forbidden,
             format!(
-                "The API key is not good for this; it lacks the scope {}.",
+                "What this request shows is not good for this; it lacks the scope {}.",
                 names.join(", ")
             ),
         )
@@ -91,9 +91,12 @@ impl Gateway {
         if self.may_use(caller, model) {
             return Ok(());
         }
-        let failure = Failure::new(Kind::Forbidden, "The API key is not good for this model.")
-            .with_param("model")
-            .with_code("model_not_allowed");
+        let failure = Failure::new(
+            Kind::Forbidden,
+            "What this request shows is not good for this model.",
+        )
+        .with_param("model")
+        .with_code("model_not_allowed");
         self.denied(&failure);
         Err(failure)
     }
