@@ -93,7 +93,8 @@ impl RequestRecorder {
             };
         }
         match record.outcome {
-            Outcome::Ok | Outcome::ClientGone => line!(info),
+            // What a limit or a door is there for is nothing that an operator must look at.
+            Outcome::Ok | Outcome::ClientGone | Outcome::Limited => line!(info),
             _ => line!(warn),
         }
     }
