@@ -40,8 +40,10 @@ impl Gateway {
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         let admission = self.limit_embed(&request).await?;
-        let vectors = self.whole(&request.deadlines, engine.embed(&request)).await;
-        charged(&admission, vectors, |vectors| vectors.usage)
+        let work = engine.embed(&request);
+        let usage = |vectors: &Vectors| vectors.usage;
+        self.whole(&admission, &request.deadlines, work, usage)
+            .await
     }
 
     async fn scores(&self, mut request: RerankRequest) -> Result<Scores, Failure> {
@@ -49,39 +51,37 @@ impl Gateway {
         let engine = self.parts.registry.engine(&request.model)?;
         request.deadlines = request.deadlines.tightest((&self.deadlines).into());
         let admission = self.limit_rerank(&request).await?;
-        let scores = self
-            .whole(&request.deadlines, engine.rerank(&request))
-            .await;
-        charged(&admission, scores, |scores| scores.usage)
+        let work = engine.rerank(&request);
+        let usage = |scores: &Scores| scores.usage;
+        self.whole(&admission, &request.deadlines, work, usage)
+            .await
     }
 
-    /// Bounds the whole of `work`: by its deadline, and by the end of the drain.
+    /// Bounds the whole of `work`: by its deadline, and by the end of the drain. What was read is
+    /// charged. Who leaves before the end, or asked for less time than it takes, has had the engine work
+    /// all the same, and pays the estimate; what the engine refuses or fails at costs nothing.
     async fn whole<T>(
         &self,
+        admission: &Admission,
         deadlines: &Deadlines,
         work: impl Future<Output = Result<T, Failure>>,
+        usage: impl FnOnce(&T) -> Usage,
     ) -> Result<T, Failure> {
         let bound = deadlines.total;
         // As long as any clock can be set; the sum of the two would be no time at all.
         let timeout = tokio::time::sleep(bound.unwrap_or(super::settings::LONGEST));
-        tokio::select! {
+        admission.begins();
+        let result = tokio::select! {
             result = work => result,
             () = self.over.cancelled() => Err(draining()),
-            () = timeout => Err(late(bound)),
+            () = timeout => return Err(late(bound)),
+        };
+        match &result {
+            Ok(answer) => admission.began(usage(answer).prompt_tokens),
+            Err(_) => admission.came_to_nothing(),
         }
+        result
     }
-}
-
-/// What was read is charged; what failed is not.
-fn charged<T>(
-    admission: &Admission,
-    result: Result<T, Failure>,
-    usage: impl FnOnce(&T) -> Usage,
-) -> Result<T, Failure> {
-    if let Ok(answer) = &result {
-        admission.began(usage(answer).prompt_tokens);
-    }
-    result
 }
 
 fn count(recorder: &RequestRecorder, usage: Result<Usage, &Failure>) {

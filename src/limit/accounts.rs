@@ -63,8 +63,7 @@ impl Callers {
         if let Some(entry) = shard.get(&key) {
             return Some(entry.account.clone());
         }
-        // Those of whom nothing is known but an address must leave room for the others.
-        if is_anonymous && !enter(&self.anonymous, (self.most / 2).max(1)) {
+        if is_anonymous && !enter(&self.anonymous, self.most_anonymous()) {
             return None;
         }
         if !enter(&self.all, self.most) {
@@ -80,6 +79,17 @@ impl Callers {
         };
         shard.insert(key, entry);
         Some(account)
+    }
+
+    /// Whether one more account would be opened.
+    pub(super) fn has_room(&self, is_anonymous: bool) -> bool {
+        let is_open = !is_anonymous || self.anonymous.load(Relaxed) < self.most_anonymous();
+        is_open && self.all.load(Relaxed) < self.most
+    }
+
+    /// Those of whom nothing is known but an address must leave room for the others.
+    fn most_anonymous(&self) -> usize {
+        (self.most / 2).max(1)
     }
 
     /// Forgets the accounts that are idle and that no request is charged to. Takes milliseconds with

@@ -40,6 +40,17 @@ impl Admission {
         self.most_urgent.map_or(class, |most| class.min(most))
     }
 
+    /// The engine is about to work on it: from now on the estimate of its prompts is charged, also to
+    /// whoever leaves before their real length is known.
+    pub fn begins(&self) {
+        self.hold.has_begun.store(true, Relaxed);
+    }
+
+    /// The engine refused it, or failed: the prompts are given back.
+    pub fn came_to_nothing(&self) {
+        self.hold.has_begun.store(false, Relaxed);
+    }
+
     /// The prompts turned out to have so many tokens: they are charged, instead of the estimate.
     pub fn began(&self, prompt_tokens: u32) {
         self.hold.began(u64::from(prompt_tokens));

@@ -87,6 +87,10 @@ pub trait Store: Send + Sync {
     /// A cell for this key. Asked once for every account that is made, again when an account was idle
     /// for long; a store that remembers goes on where it was.
     fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell>;
+
+    /// The same for looking at what is left: it leaves nothing behind in the store, and nothing is taken
+    /// from it.
+    fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell>;
 }
 
 /// Cells that live in this process and are forgotten with it.
@@ -105,5 +109,10 @@ impl Store for Local {
                 Box::new(period::Quota::new(period, most, Arc::default()))
             }
         }
+    }
+
+    /// What nobody holds is forgotten here, and so as good as new.
+    fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
+        self.cell(key, bound, clock)
     }
 }

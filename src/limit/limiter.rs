@@ -11,7 +11,7 @@ use super::admission::{Admission, Hold, Reserved};
 use super::config::{Limits, Rates, WhenDry};
 use super::estimate::Estimate;
 use super::standing::Standing;
-use super::{Clock, Limit, Scope, Store, refusal};
+use super::{Bound, Cell, Clock, Key, Limit, Scope, Store, refusal};
 use crate::generation::{self, Caller, Failure};
 use crate::telemetry::Metrics;
 
@@ -36,8 +36,9 @@ pub struct Limiter {
 }
 
 /// What a class of callers may use.
-#[derive(Default)]
 struct Plan {
+    /// The class that it is of; empty for those who are not known.
+    class: Box<str>,
     rates: Option<Shared>,
     models: HashMap<Box<str>, Shared>,
     weight: u16,
@@ -49,6 +50,12 @@ struct Shared {
     terms: Terms,
     overflow: OnceLock<Arc<Account>>,
 }
+
+/// The account's name of those for whom there is no room.
+const OTHERS: &str = "others";
+
+/// Looks into a store, and leaves nothing behind in it.
+struct Peek<'a>(&'a dyn Store);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +148,8 @@ impl Limiter {
             });
             accounts.collect()
         };
-        let plan = |class: &super::config::Class| Plan {
+        let plan = |name: &str, class: &super::config::Class| Plan {
+            class: name.into(),
             rates: Shared::new(Scope::Caller, class.bounds()),
             models: class
                 .models
@@ -156,9 +164,9 @@ impl Limiter {
         };
         let classes = limits.classes.iter();
         Self {
-            anonymous: plan(&limits.anonymous),
+            anonymous: plan("", &limits.anonymous),
             classes: classes
-                .map(|(name, class)| (name.as_str().into(), plan(class)))
+                .map(|(name, class)| (name.as_str().into(), plan(name, class)))
                 .collect(),
             organizations: fixed(Scope::Organization, &limits.organizations),
             models: fixed(Scope::Model, &limits.models),
@@ -222,11 +230,7 @@ impl Limiter {
             let on_model = model.and_then(|model| Some((plan.models.get(model)?, Some(model))));
             let scopes = [plan.rates.as_ref().map(|shared| (shared, None)), on_model];
             for (shared, model) in scopes.into_iter().flatten() {
-                let key = self.key(caller, name, model);
-                match self.callers.find(key) {
-                    Some(account) => standing.add(&account, at),
-                    None => standing.add(&self.account(shared, name, model, &super::Local), at),
-                }
+                standing.add(&self.look(plan, shared, name, model), at);
             }
         }
         if let Some(account) = model.and_then(|model| self.models.get(model)) {
@@ -271,56 +275,84 @@ impl Limiter {
         let organization = ask.caller.organization.as_deref();
         let rates = plan.and_then(|plan| plan.rates.as_ref());
         let on_model = plan.and_then(|plan| plan.models.get(ask.model));
+        let name = Name::of(ask.caller);
+        let open = |shared: Option<&Shared>, model| Some(self.open(plan?, shared?, name, model));
         [
             organization.and_then(|name| self.organizations.get(name).cloned()),
-            rates.map(|shared| self.open(shared, ask.caller, None)),
-            on_model.map(|shared| self.open(shared, ask.caller, Some(ask.model))),
+            open(rates, None),
+            open(on_model, Some(ask.model)),
             self.models.get(ask.model).cloned(),
         ]
     }
 
     /// A caller's account, or the one that those share for whom there is no room.
-    fn open(&self, shared: &Shared, caller: &Caller, model: Option<&str>) -> Arc<Account> {
-        let name = Name::of(caller);
-        let key = self.key(caller, name, model);
-        let make = || self.account(shared, name, model, &*self.store);
+    fn open(
+        &self,
+        plan: &Plan,
+        shared: &Shared,
+        name: Name<'_>,
+        model: Option<&str>,
+    ) -> Arc<Account> {
+        let store = &*self.store;
+        let make = || self.account(shared, &name.text(), model, store);
+        let key = self.key(plan, name, model);
         let opened = self.callers.open(key, name.is_anonymous(), make);
-        let overflow = || {
-            let make = || {
-                let terms = &shared.terms;
-                Arc::new(Account::new(
-                    terms,
-                    "others",
-                    model,
-                    &*self.store,
-                    &self.clock,
-                ))
-            };
+        let account = opened.unwrap_or_else(|| {
+            let make = || Arc::new(self.account(shared, OTHERS, model, store));
             shared.overflow.get_or_init(make).clone()
-        };
-        let account = opened.unwrap_or_else(overflow);
+        });
         self.metrics.limits.accounts(self.callers.count());
         account
+    }
+
+    /// The account that [`Self::open`] would open, but it is not opened.
+    fn look(
+        &self,
+        plan: &Plan,
+        shared: &Shared,
+        name: Name<'_>,
+        model: Option<&str>,
+    ) -> Arc<Account> {
+        if let Some(account) = self.callers.find(self.key(plan, name, model)) {
+            return account;
+        }
+        let peek = |name: &str| Arc::new(self.account(shared, name, model, &Peek(&*self.store)));
+        if self.callers.has_room(name.is_anonymous()) {
+            return peek(&name.text());
+        }
+        let others = shared.overflow.get().cloned();
+        others.unwrap_or_else(|| peek(OTHERS))
     }
 
     fn account(
         &self,
         shared: &Shared,
-        name: Name<'_>,
+        name: &str,
         model: Option<&str>,
         store: &dyn Store,
     ) -> Account {
-        Account::new(&shared.terms, &name.text(), model, store, &self.clock)
+        Account::new(&shared.terms, name, model, store, &self.clock)
     }
 
-    /// A caller who changes class begins anew: the limits are others.
-    fn key(&self, caller: &Caller, name: Name<'_>, model: Option<&str>) -> u128 {
-        self.callers.key((name, caller.class.as_deref(), model))
+    /// A caller who changes class begins anew: the limits are others. Who names a class that is not there
+    /// has those of the usual one, and its account, whatever the name.
+    fn key(&self, plan: &Plan, name: Name<'_>, model: Option<&str>) -> u128 {
+        self.callers.key((name, &plan.class, model))
+    }
+}
+
+impl Store for Peek<'_> {
+    fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
+        self.0.peek(key, bound, clock)
+    }
+
+    fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
+        self.0.peek(key, bound, clock)
     }
 }
 
 impl Shared {
-    fn new(scope: Scope, bounds: Vec<(Limit, super::Bound)>) -> Option<Self> {
+    fn new(scope: Scope, bounds: Vec<(Limit, Bound)>) -> Option<Self> {
         Some(Self {
             terms: terms(scope, bounds)?,
             overflow: OnceLock::new(),
@@ -328,7 +360,7 @@ impl Shared {
     }
 }
 
-fn terms(scope: Scope, bounds: Vec<(Limit, super::Bound)>) -> Option<Terms> {
+fn terms(scope: Scope, bounds: Vec<(Limit, Bound)>) -> Option<Terms> {
     (!bounds.is_empty()).then_some(Terms { scope, bounds })
 }
 

@@ -2,6 +2,7 @@
 
 mod calendar;
 mod counter;
+mod entries;
 mod file;
 mod ledger;
 

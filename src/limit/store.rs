@@ -88,4 +88,19 @@ impl Store for Kept {
             None => Local.cell(key, bound, clock),
         }
     }
+
+    fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
+        let shared = self.shared.as_ref();
+        if let Some(cell) = shared.and_then(|shared| shared.peek(key, bound)) {
+            return cell;
+        }
+        let own = match bound {
+            Bound::Quota { period, most } => self.ledger.peek(key, period, most),
+            _ => None,
+        };
+        match own {
+            Some(own) => Box::new(own),
+            None => Local.peek(key, bound, clock),
+        }
+    }
 }

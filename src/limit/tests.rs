@@ -23,11 +23,22 @@ struct Rig {
 }
 
 fn rig(limits: &str) -> Rig {
+    rig_with(limits, |_, _| Arc::new(Local))
+}
+
+/// A rig whose store does not forget.
+fn kept(limits: &str) -> Rig {
+    rig_with(limits, |limits, clock| {
+        Arc::new(Kept::open(limits, None, clock))
+    })
+}
+
+fn rig_with(limits: &str, store: impl FnOnce(&Limits, &Clock) -> Arc<dyn Store>) -> Rig {
     let limits: Limits = toml::from_str(limits).unwrap();
     assert_eq!(limits.conflicts(&MODELS), []);
     let clock = Clock::fake(MIDNIGHT);
     let metrics = Arc::new(Metrics::new(MODELS).unwrap());
-    let store = Arc::new(Local);
+    let store = store(&limits, &clock);
     Rig {
         limiter: Limiter::new(&limits, MODELS, store, clock.clone(), metrics.clone()),
         clock,
@@ -141,6 +152,14 @@ fn a_class_holds_for_each_of_its_callers_alone() {
         ..caller("key:d")
     };
     assert_eq!(admitted(&unknown), 2, "as the usual class");
+    for class in ["elsewhere", "default"] {
+        let other = Caller {
+            class: Some(class.into()),
+            ..caller("key:d")
+        };
+        assert_eq!(admitted(&other), 0, "no new account for a new name");
+    }
+    assert_eq!(admitted(&caller("key:d")), 0);
     assert_eq!(admitted(&big("key:a")), 3, "who changes class begins anew");
 }
 
@@ -425,6 +444,10 @@ fn where_there_is_no_room_for_an_account_newcomers_share_one() {
         .count();
     assert_eq!(rig.limiter.accounts_kept(), 2);
     assert_eq!(admitted, 2 + 3, "two of their own, and one for all others");
+    let left = |caller: &Caller| rig.left(caller, "caller.requests_per_minute");
+    assert_eq!(left(&from("0.0.0.0")), 2);
+    assert_eq!(left(&from("0.0.3.1")), 0, "who has none sees the others'");
+    assert_eq!(left(&caller("key:a")), 3, "there is room for known callers");
     for name in ["key:a", "key:b"] {
         assert!(rig.admit(&ask(&caller(name))).is_ok());
     }
@@ -455,6 +478,46 @@ fn asking_where_somebody_stands_makes_no_state() {
     assert_eq!(rig.limiter.accounts_kept(), 0);
     let elsewhere = rig.limiter.standing(&caller, None).unwrap();
     assert_eq!(elsewhere.limits.len(), 1);
+}
+
+#[test]
+fn a_quota_stands_where_it_was_although_its_account_was_forgotten() {
+    let rig = kept("[classes.default]\nrequests_per_day = 10\ntokens_per_month = 1000");
+    let caller = caller("key:a");
+    for _ in 0..3 {
+        rig.begin(&sized(&caller, 20, 0)).settle();
+    }
+    rig.limiter.sweep();
+    assert_eq!(rig.limiter.accounts_kept(), 0);
+    assert_eq!(rig.left(&caller, "caller.requests_per_day"), 7);
+    assert_eq!(rig.left(&caller, "caller.tokens_per_month"), 940);
+    assert_eq!(rig.limiter.accounts_kept(), 0);
+    assert_eq!(
+        rig.left(&self::caller("key:b"), "caller.requests_per_day"),
+        10
+    );
+}
+
+#[test]
+fn a_shared_limit_is_looked_at_without_a_lease_of_it() {
+    let redis = toml::from_str("url = 'redis://127.0.0.1:1'").unwrap();
+    let (shared, clock) = (shared::Shared::new(&redis), Clock::fake(MIDNIGHT));
+    let key = Key {
+        scope: Scope::Caller,
+        name: "key:a",
+        model: None,
+        limit: Limit::TokensPerMinute,
+    };
+    let bound = Bound::Rate {
+        per_minute: 60,
+        burst: 60,
+    };
+    assert!(shared.peek(key, bound).is_none());
+    assert!(shared.peek(key, bound).is_none(), "looking made none");
+    let cell = shared.cell(key, bound, None, &clock).unwrap();
+    cell.charge(25, clock.at());
+    let looked = shared.peek(key, bound).unwrap();
+    assert_eq!(looked.left(clock.at()), cell.left(clock.at()));
 }
 
 #[test]
@@ -509,6 +572,30 @@ fn embeddings_take_tokens_and_counting_takes_a_request() {
     drop(rig.admit(&count).unwrap());
     assert_eq!(rig.left(&caller, "caller.tokens_per_minute"), 50);
     assert_eq!(rig.left(&caller, "caller.requests_per_minute"), 1);
+}
+
+#[test]
+fn who_leaves_while_vectors_are_computed_pays_the_estimate_and_a_refusal_costs_nothing() {
+    let rig = rig("[classes.default]\ntokens_per_minute = 100\nstreams = 1");
+    let caller = caller("key:a");
+    let embed = Ask {
+        work: Work::Embed,
+        ..sized(&caller, 40, 0)
+    };
+    let refused = rig.admit(&embed).unwrap();
+    refused.begins();
+    refused.came_to_nothing();
+    drop(refused);
+    assert_eq!(rig.left(&caller, "caller.tokens_per_minute"), 100);
+    let left = rig.admit(&embed).unwrap();
+    left.begins();
+    drop(left);
+    assert_eq!(rig.left(&caller, "caller.tokens_per_minute"), 60);
+    let answered = rig.admit(&embed).unwrap();
+    answered.begins();
+    answered.began(30);
+    drop(answered);
+    assert_eq!(rig.left(&caller, "caller.tokens_per_minute"), 30);
 }
 
 #[test]

@@ -387,6 +387,33 @@ async fn embeddings_and_rankings_are_charged_for_what_is_read() {
 }
 
 #[tokio::test]
+async fn who_leaves_before_vectors_are_there_or_gives_too_little_time_pays_for_them() {
+    let gateway = limited("[limits.anonymous]\ntokens_per_minute = 1\ntoken_burst = 1000").await;
+    let left = || left(&gateway, "x-ratelimit-remaining-tokens");
+    let ask = |model: &str| json!({"model": model, "input": vec![7; 100]}).to_string();
+    let refused = ask("scripted?fail_at=0&fail_kind=overloaded");
+    let refused = gateway.post("/v1/embeddings", refused).send().await;
+    assert_eq!((refused.status, left().await), (503, 1000));
+    let late = gateway.post("/v1/embeddings", ask("scripted?first=1h"));
+    let late = late.header("x-request-timeout", "20ms").send().await;
+    assert_eq!((late.status, left().await), (504, 900));
+    let documents = json!({"model": "scripted?first=1h", "query": "q", "documents": ["ab", "cd"]});
+    for (body, path) in [
+        (ask("scripted?first=1h"), "/v1/embeddings"),
+        (documents.to_string(), "/v1/rerank"),
+    ] {
+        let before = left().await;
+        let gone = gateway.metrics().await.ended("client_gone");
+        let mut leaves = gateway.connect().await;
+        leaves.post(path, &body).await;
+        drop(leaves);
+        let is_counted = |m: &Metrics| m.ended("client_gone") == gone + 1;
+        gateway.until("it is counted", is_counted).await;
+        assert!(left().await < before, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn counting_tokens_is_a_request() {
     let gateway = limited("[limits.anonymous]\nrequests_per_minute = 4").await;
     let tokenize = json!({"model": "scripted", "content": "xyz", "with_pieces": true});

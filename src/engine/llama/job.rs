@@ -107,7 +107,7 @@ pub(super) struct Job {
     pub(super) adapters: Option<Arc<AdapterSet>>,
     pub(super) ring: Arc<Ring>,
     /// Whom the engine's time is charged to.
-    pub(super) tenant: u32,
+    pub(super) tenant: u64,
     /// Its share of the engine relative to others'; at least 1.
     pub(super) weight: u16,
     pub(super) class: Class,

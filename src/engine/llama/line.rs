@@ -160,7 +160,7 @@ mod tests {
 
     fn spot(tenant: u32, class: Class, due_us: u64, arrived_us: u64) -> Spot {
         Spot {
-            tenant: TenantId(tenant),
+            tenant: TenantId(tenant.into()),
             class,
             due_us,
             arrived_us,

@@ -43,12 +43,12 @@ mod waiting;
 mod weights;
 mod worker;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -385,21 +385,23 @@ impl LlamaEngine {
     }
 }
 
+/// Random in each process: two tenants in one number would share their turn, and nobody can choose a name
+/// that has another's.
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 /// Whom the engine's time is charged to: who the caller is known to be, or else where it calls from. The
 /// keys of one organization are tenants of their own: what they may use together is a matter of limits.
 fn payer(request: &Request) -> Payer {
     let caller = &request.caller;
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = KEYS.build_hasher();
     match (&caller.identity, caller.address.map(|it| it.to_canonical())) {
         (Some(identity), _) => identity.hash(&mut hasher),
         // A network of one subscriber, who may choose among 2^64 addresses.
         (None, Some(IpAddr::V6(address))) => (address.to_bits() >> 64).hash(&mut hasher),
         (None, address) => address.hash(&mut hasher),
     }
-    // Two tenants in one number would share their turn: a nuisance to the two, one in four billion.
-    let tenant = u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX);
     Payer {
-        tenant: TenantId(tenant),
+        tenant: TenantId(hasher.finish()),
         weight: request.weight.max(1),
         class: request.class,
     }

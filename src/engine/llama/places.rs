@@ -197,7 +197,7 @@ mod tests {
 
     fn payer(tenant: u32, weight: u16) -> Payer {
         Payer {
-            tenant: TenantId(tenant),
+            tenant: TenantId(tenant.into()),
             weight,
             class: Class::Normal,
         }

@@ -90,6 +90,8 @@ impl Worker {
         }
         let mut next: Option<Instant> = None;
         let mut unparked = 0;
+        let counters = &self.setup.counters;
+        let retry_after = counters.forecast().retry_after(counters.waiting());
         self.waiting.retain(|sequence| {
             let parked = sequence.parked.as_ref().map(|(_, state)| state.len());
             let stays = if sequence.job.ring.is_cancelled() {
@@ -99,7 +101,7 @@ impl Worker {
                 let bound = sequence.job.queue_deadline.filter(|_| !sequence.resumed);
                 match bound {
                     Some((deadline, bound)) if now >= deadline => {
-                        sequence.job.fail(waited_too_long(bound));
+                        sequence.job.fail(waited_too_long(bound, retry_after));
                         false
                     }
                     Some((deadline, _)) => {
@@ -111,7 +113,7 @@ impl Worker {
             };
             if !stays && let Some(bytes) = parked {
                 unparked += bytes as u64;
-                self.setup.counters.parked.fetch_sub(1, Relaxed);
+                counters.parked.fetch_sub(1, Relaxed);
             }
             stays
         });
@@ -237,12 +239,12 @@ impl Sequence {
     }
 }
 
-fn waited_too_long(bound: Duration) -> Failure {
+fn waited_too_long(bound: Duration, retry_after: Duration) -> Failure {
     let bound = humantime::format_duration(bound);
     Failure::new(
         Kind::Deadline,
         format!("The request waited longer than {bound} for a free sequence."),
     )
     .with_code("queue_timeout")
-    .with_retry_after(super::RETRY_AFTER)
+    .with_retry_after(retry_after)
 }

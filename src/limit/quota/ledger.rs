@@ -4,7 +4,6 @@
 //! the file, at most once a second, off the runtime's threads. A crash loses at most that second. When
 //! the file cannot be written, counting goes on in memory, and a log line and a metric say so.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,21 +17,20 @@ use tokio_util::sync::CancellationToken;
 use super::super::{At, Cell, Clock, Key, Left, Limit};
 use super::calendar::Period;
 use super::counter::Counter;
-use super::file::{Line, Place, Used};
+use super::entries::{Counts, Entries, Name, Unit};
+use super::file::{Line, Place};
 
-/// Most entries, of about 200 bytes each in memory and in the file. Only who has a quota has one, and
-/// those of a month that is over go. Callers beyond share one entry.
+/// Most entries of callers, of about 200 bytes each in memory and in the file. Only who has a quota has
+/// one, and those of a month that is over go. Callers beyond share one entry. Organizations and models are
+/// as many as the configuration names, and always have their own.
 const MOST: usize = 65_536;
 
 /// Between two writes at the least: what a crash may lose.
 const PACE: Duration = Duration::from_secs(1);
 
-/// The scope of the entry that callers beyond the most share.
-const REST: &str = "rest";
-
 /// Every quota's use.
 pub struct Ledger {
-    entries: Mutex<HashMap<Name, Arc<Counts>>>,
+    entries: Mutex<Entries>,
     most: usize,
     signal: Arc<Signal>,
     place: Option<Mutex<Place>>,
@@ -40,12 +38,6 @@ pub struct Ledger {
     /// Whether the last write failed: only the first of a row is logged.
     is_failing: AtomicBool,
     clock: Clock,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Name {
-    scope: Box<str>,
-    name: Box<str>,
 }
 
 /// Something was counted that is not in the file.
@@ -61,22 +53,6 @@ impl Signal {
             self.wake.notify_one();
         }
     }
-}
-
-/// What one caller, organization or model has used: one counter per unit and period.
-#[derive(Debug, Default)]
-struct Counts {
-    requests_day: Counter,
-    requests_month: Counter,
-    tokens_day: Counter,
-    tokens_month: Counter,
-}
-
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
-    Requests,
-    Tokens,
 }
 
 /// A quota of somebody: so many of something in a day or a month.
@@ -117,14 +93,24 @@ impl Ledger {
     /// The quota of somebody, with what was used of it.
     #[must_use]
     pub fn quota(&self, key: Key<'_>, period: Period, most: u64) -> Quota {
-        let name = match key.model {
-            Some(model) => format!("{} on {model}", key.name).into(),
-            None => key.name.into(),
-        };
+        self.quota_of(self.counts(Name::of(key)), key.limit, period, most)
+    }
+
+    /// The same to look at, if there is an entry of it: nobody gets one here.
+    #[must_use]
+    pub fn peek(&self, key: Key<'_>, period: Period, most: u64) -> Option<Quota> {
+        let mut entries = self.lock();
+        let (of, name) = entries.place(Name::of(key), self.most);
+        let counts = of.get(&name)?.clone();
+        drop(entries);
+        Some(self.quota_of(counts, key.limit, period, most))
+    }
+
+    fn quota_of(&self, counts: Arc<Counts>, limit: Limit, period: Period, most: u64) -> Quota {
         Quota {
-            counts: self.counts(key.scope.as_str().into(), name),
+            counts,
             signal: self.signal.clone(),
-            unit: match key.limit {
+            unit: match limit {
                 Limit::RequestsPerMinute | Limit::RequestsPerDay | Limit::RequestsPerMonth => {
                     Unit::Requests
                 }
@@ -222,7 +208,10 @@ impl Ledger {
 
     fn absorb(&self, lines: Vec<Line>) {
         for line in lines {
-            let counts = self.counts(line.scope.into(), line.name.into());
+            let counts = self.counts(Name {
+                scope: line.scope.into(),
+                name: line.name.into(),
+            });
             for used in line.used {
                 for period in [Period::Day, Period::Month] {
                     if let Some(index) = period.parse(&used.period) {
@@ -240,7 +229,7 @@ impl Ledger {
         let entries: Vec<_> = {
             let entries = self.lock();
             entries
-                .iter()
+                .all()
                 .map(|(name, counts)| (name.clone(), counts.clone()))
                 .collect()
         };
@@ -257,77 +246,30 @@ impl Ledger {
         lines
     }
 
-    fn counts(&self, scope: Box<str>, name: Box<str>) -> Arc<Counts> {
-        let mut name = Name { scope, name };
+    fn counts(&self, name: Name) -> Arc<Counts> {
         let mut entries = self.lock();
-        if entries.len() >= self.most && !entries.contains_key(&name) {
-            name = Name {
-                scope: REST.into(),
-                name: "".into(),
-            };
-        }
-        entries.entry(name).or_default().clone()
+        let (of, name) = entries.place(name, self.most);
+        of.entry(name).or_default().clone()
     }
 
     /// Drops who has used nothing this month and is not here.
     fn prune(&self) {
         let now = self.clock.at().unix;
         let mut entries = self.lock();
-        entries.retain(|_, counts| Arc::strong_count(counts) > 1 || counts.is_current(now));
-        if entries.capacity() > 64 + 4 * entries.len() {
-            entries.shrink_to_fit();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Arc<Counts>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Counts {
-    fn of(&self, unit: Unit, period: Period) -> &Counter {
-        match (unit, period) {
-            (Unit::Requests, Period::Day) => &self.requests_day,
-            (Unit::Requests, Period::Month) => &self.requests_month,
-            (Unit::Tokens, Period::Day) => &self.tokens_day,
-            (Unit::Tokens, Period::Month) => &self.tokens_month,
-        }
-    }
-
-    fn is_current(&self, now: u64) -> bool {
-        [Period::Day, Period::Month].into_iter().any(|period| {
-            let used = |unit| self.of(unit, period).used(period, now).0;
-            used(Unit::Requests) > 0 || used(Unit::Tokens) > 0
-        })
-    }
-
-    fn used(&self) -> Vec<Used> {
-        let mut found: Vec<Used> = Vec::new();
-        for period in [Period::Day, Period::Month] {
-            for unit in [Unit::Requests, Unit::Tokens] {
-                let (index, used) = self.of(unit, period).kept();
-                if used == 0 {
-                    continue;
-                }
-                let text = period.text(index);
-                let (requests, tokens) = match unit {
-                    Unit::Requests => (used, 0),
-                    Unit::Tokens => (0, used),
-                };
-                match found.iter_mut().find(|known| known.period == text) {
-                    Some(known) => {
-                        known.requests += requests;
-                        known.tokens += tokens;
-                    }
-                    None => found.push(Used {
-                        period: text,
-                        requests,
-                        tokens,
-                    }),
-                }
+        let Entries {
+            configured,
+            callers,
+        } = &mut *entries;
+        for entries in [configured, callers] {
+            entries.retain(|_, counts| Arc::strong_count(counts) > 1 || counts.is_current(now));
+            if entries.capacity() > 64 + 4 * entries.len() {
+                entries.shrink_to_fit();
             }
         }
-        found
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -378,7 +320,7 @@ impl Cell for Quota {
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ledger")
-            .field("entries", &self.lock().len())
+            .field("entries", &self.lock().all().count())
             .field("failures", &self.failures())
             .finish_non_exhaustive()
     }

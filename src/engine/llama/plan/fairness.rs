@@ -70,7 +70,7 @@ fn watch(callers: &[Caller], limits: Limits, time_us: u64) -> Vec<Got> {
     let mut before = BTreeMap::new();
     while world.now_us < time_us {
         for (tenant, caller) in (0..).zip(callers) {
-            let id = TenantId(tenant);
+            let id = TenantId(tenant.into());
             let here = world.sequences.iter().rev();
             let here = here.filter(|s| s.tenant == id && s.place != Place::Ended);
             for _ in here.count()..caller.at_once {
@@ -88,7 +88,7 @@ fn watch(callers: &[Caller], limits: Limits, time_us: u64) -> Vec<Got> {
     }
     let half_us = time_us / 2;
     let of = |tenant: u32| {
-        let id = TenantId(tenant);
+        let id = TenantId(tenant.into());
         let came = |s: &&Sequence| s.tenant == id && s.arrived_us >= half_us;
         let wait = |s: &Sequence| s.first_us.unwrap_or(time_us) - s.arrived_us;
         let tokens = |at: &BTreeMap<TenantId, u64>| at.get(&id).copied().unwrap_or(0);

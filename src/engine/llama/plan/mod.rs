@@ -48,7 +48,7 @@ pub(super) const GRID: u32 = 64;
 
 /// Who pays for a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct TenantId(pub(super) u32);
+pub(super) struct TenantId(pub(super) u64);
 
 /// What does not change from step to step.
 #[derive(Clone, Copy, Debug)]

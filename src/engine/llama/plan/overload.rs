@@ -94,7 +94,7 @@ impl Gate {
     fn come(&mut self, tenant: u32, prompt: u32, budget: u32, at_us: u64) {
         self.at(at_us).came += 1;
         let payer = Payer {
-            tenant: TenantId(tenant),
+            tenant: TenantId(tenant.into()),
             weight: 1,
             class: Class::Normal,
         };

@@ -69,7 +69,7 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(tenant: u32, class: Class, prompt: u32, budget: u32, at_us: u64) -> Self {
         Self {
-            tenant: TenantId(tenant),
+            tenant: TenantId(tenant.into()),
             weight: 1,
             class,
             adapter: 0,
@@ -167,7 +167,7 @@ impl World {
     }
 
     pub(super) fn held(&self, tenant: u32) -> usize {
-        let tenant = TenantId(tenant);
+        let tenant = TenantId(tenant.into());
         let running = self.running.iter();
         running.filter(|(_, r)| r.tenant == tenant).count()
     }

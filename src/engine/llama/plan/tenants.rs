@@ -176,7 +176,7 @@ impl Tenants {
         let accounts = &mut self.accounts;
         self.running.clear();
         self.waiting.clear();
-        let mut last = (TenantId(u32::MAX), u32::MAX);
+        let mut last = (TenantId(u64::MAX), u32::MAX);
         let running = state.running.iter().map(|s| s.tenant);
         for tenant in running.chain(state.waiting.iter().map(|s| s.tenant)) {
             if last.1 == u32::MAX || last.0 != tenant {

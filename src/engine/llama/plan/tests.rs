@@ -51,7 +51,7 @@ fn prompt(id: u32, done: u32, total: u32) -> Running {
 fn waiting(index: u32, tenant: u32) -> Waiting {
     Waiting {
         index,
-        tenant: TenantId(tenant),
+        tenant: TenantId(tenant.into()),
         weight: 1,
         class: Class::Normal,
         cells_now: 128,
@@ -465,11 +465,11 @@ fn tenants_that_are_gone_are_forgotten() {
     for tenant in 0..5000 {
         let line = [waiting(0, tenant), waiting(1, u32::MAX)];
         planner.plan(&state(&LIMITS, &[], &line), &mut out);
-        planner.charge(TenantId(tenant), 1000);
+        planner.charge(TenantId(tenant.into()), 1000);
     }
     assert!(planner.tenants.len() < 1100);
     planner.plan(&state(&LIMITS, &[], &[]), &mut out);
-    planner.charge(TenantId(u32::MAX), SECOND);
+    planner.charge(TenantId(u32::MAX.into()), SECOND);
 }
 
 /// By hand: `cargo test --release --lib plan::tests::cost -- --ignored --nocapture`.
@@ -487,7 +487,7 @@ fn cost() {
         let mut running: Vec<_> = (0..64 - prompts).map(decoding).collect();
         running.extend((64 - prompts..64).map(|id| prompt(id, 0, 1000)));
         for sequence in &mut running {
-            sequence.tenant = TenantId(sequence.id % tenants);
+            sequence.tenant = TenantId((sequence.id % tenants).into());
         }
         let line: Vec<_> = (0..256).map(|n| waiting(n, n % tenants)).collect();
         for waiting in [&line[..], &[]] {

@@ -127,6 +127,27 @@ async fn a_deadline_that_the_line_cannot_meet_is_refused_at_once_with_the_time_t
 }
 
 #[tokio::test]
+async fn who_waited_too_long_is_told_to_come_back_when_the_line_is_expected_to_have_moved() {
+    let engine = engine(|settings| {
+        settings.parallel = 1;
+        settings.park_memory = bytesize::ByteSize(0);
+    });
+    let mut endless = of("slow");
+    endless.max_tokens = None;
+    let _running = engine.start(&endless).await.unwrap();
+    until(|| engine.gauges().load.paused == 1).await;
+    // As measured with requests of a minute each.
+    engine.counters.each_us.store(60_000_000, Relaxed);
+    let mut hasty = of("hasty");
+    hasty.deadlines.queue = Some(Duration::from_millis(1));
+    let mut hasty = engine.start(&hasty).await.expect("the first one tries");
+    let failure = end_of(hasty.sources.remove(0)).await.unwrap_err();
+    assert_eq!(failure.code, Some("queue_timeout"));
+    assert_eq!(failure.retry_after, Some(Duration::from_mins(1)));
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn a_burst_that_finds_the_engine_idle_is_not_refused_for_what_was_measured_before() {
     let engine = engine(|settings| {
         settings.parallel = 4;

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::super::super::Scope;
 use super::*;
 
 /// Noon of 2025-11-21.
@@ -38,7 +39,7 @@ fn requests(ledger: &Ledger, name: &str) -> Tokens {
 
 fn key(name: &str, limit: Limit) -> Key<'_> {
     Key {
-        scope: crate::telemetry::Scope::Caller,
+        scope: Scope::Caller,
         name,
         model: None,
         limit,
@@ -112,7 +113,54 @@ fn entries_are_bounded_and_the_rest_share_one() {
     }
     assert_eq!(tokens(&ledger, "a", Period::Day).left(), 60);
     assert_eq!(tokens(&ledger, "f", Period::Day).left(), 20);
-    assert_eq!(ledger.lock().len(), 4);
+    assert_eq!(ledger.lock().all().count(), 4);
+}
+
+#[test]
+fn organizations_and_models_have_their_own_entries_however_many_callers_there_are() {
+    let ledger = Ledger::with(None, 2, &noon());
+    for name in ["a", "b", "c", "d"] {
+        tokens(&ledger, name, Period::Day).add(40);
+    }
+    let left = |scope, name| {
+        let key = Key {
+            scope,
+            ..key(name, Limit::TokensPerDay)
+        };
+        let quota = ledger.quota(key, Period::Day, 100);
+        quota.charge(1, ledger.clock.at());
+        quota.left(ledger.clock.at()).remaining
+    };
+    assert_eq!(left(Scope::Organization, "acme"), 99);
+    assert_eq!(left(Scope::Model, "m"), 99);
+    assert_eq!(left(Scope::Model, "n"), 99);
+    assert_eq!(left(Scope::Caller, "e"), 19, "of the rest");
+    // And they take no caller's room away.
+    let ledger = Ledger::with(None, 1, &noon());
+    let model = Key {
+        scope: Scope::Model,
+        ..key("m", Limit::TokensPerDay)
+    };
+    let _model = ledger.quota(model, Period::Day, 100);
+    tokens(&ledger, "a", Period::Day).add(40);
+    tokens(&ledger, "b", Period::Day).add(1);
+    assert_eq!(tokens(&ledger, "a", Period::Day).left(), 60);
+}
+
+#[test]
+fn who_looks_sees_what_was_used_and_makes_no_entry() {
+    let ledger = Ledger::with(None, 2, &noon());
+    let look = |name| {
+        let quota = ledger.peek(key(name, Limit::TokensPerDay), Period::Day, 100);
+        quota.map(|quota| quota.left(ledger.clock.at()).remaining)
+    };
+    tokens(&ledger, "a", Period::Day).add(40);
+    assert_eq!((look("a"), look("b")), (Some(60), None));
+    assert_eq!(ledger.lock().all().count(), 1);
+    for name in ["b", "c"] {
+        tokens(&ledger, name, Period::Day).add(30);
+    }
+    assert_eq!(look("d"), Some(70), "what the rest have");
 }
 
 #[test]
@@ -124,10 +172,10 @@ fn who_has_used_nothing_this_month_is_forgotten() {
     let held = tokens(&ledger, "b", Period::Month);
     held.add(1);
     ledger.save_now();
-    assert_eq!(ledger.lock().len(), 2);
+    assert_eq!(ledger.lock().all().count(), 2);
     clock.set_calendar(NOON + MONTH);
     ledger.save_now();
-    assert_eq!(ledger.lock().len(), 1);
+    assert_eq!(ledger.lock().all().count(), 1);
     held.take(100).unwrap();
 }
 
