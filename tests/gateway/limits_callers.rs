@@ -8,7 +8,7 @@ use sluicegate::wire::sluice::FRAMES;
 use sluicegate::wire::sluice::frames::{Decoder, Frame, Reasons};
 
 use crate::keys::{entry, key};
-use crate::support::{Answer, Came, Reply, Served, TestGateway, demo_file, gateway};
+use crate::support::{Answer, Came, Metrics, Reply, Served, TestGateway, demo_file, gateway};
 
 /// One token now, the next in an hour: holds its stream open.
 const HELD: &str = "scripted?pace=1h";
