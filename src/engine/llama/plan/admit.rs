@@ -93,14 +93,16 @@ impl Planner {
             .sort_unstable_by_key(|one| (one.account, Reverse(one.level), one.due_us, one.at));
         // Each moves its tenant back by what it costs.
         let mut keyed = Vec::with_capacity(self.line.len());
-        let mut moved = (u32::MAX, 0);
+        let mut moved = (u32::MAX, (0, 0));
         for one in &self.line {
             let account = self.tenants.at(one.account);
             if moved.0 != one.account {
-                moved = (one.account, account.time());
+                moved = (one.account, account.turn());
             }
             keyed.push((Reverse(one.level), moved.1, one.account, one.due_us, one.at));
-            moved.1 += account.cost(state, &state.waiting[one.at as usize]);
+            let (time, ran_us) = &mut moved.1;
+            *time += account.cost(state, &state.waiting[one.at as usize]);
+            *ran_us = state.now_us;
         }
         keyed.sort_unstable();
         out.extend(keyed.into_iter().map(|(.., at)| at));
@@ -110,8 +112,8 @@ impl Planner {
     /// first, then arrival. Starting one moves its tenant, so this looks at all of them each time.
     fn first_in_line(&self) -> Option<usize> {
         let key = |one: &InLine| {
-            let time = self.tenants.at(one.account).time();
-            (Reverse(one.level), time, one.account, one.due_us, one.at)
+            let turn = self.tenants.at(one.account).turn();
+            (Reverse(one.level), turn, one.account, one.due_us, one.at)
         };
         let places = self.line.iter().enumerate();
         places.min_by_key(|(_, one)| key(one)).map(|(at, _)| at)

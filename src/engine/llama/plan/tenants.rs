@@ -44,6 +44,13 @@ impl Account {
         self.clock + self.ahead
     }
 
+    /// Its turn: of those who were served the same, who has run last is last. What is left to the names is
+    /// nobody's to choose.
+    pub(super) fn turn(&self) -> (u64, u64) {
+        let [background, normal, interactive] = self.ran_us;
+        (self.time(), background.max(normal).max(interactive))
+    }
+
     fn add_ahead(&mut self, us: u64) {
         self.ahead += us * UNIT / self.weight;
     }
