@@ -1,6 +1,7 @@
 //! `[limits]`: how much the server, each class of callers, each organization and each model may use.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
@@ -119,12 +120,16 @@ macro_rules! with_rates {
             /// Streams that wait for their first token, at once.
             pub queued: Option<NonZeroU32>,
             /// Requests in a day of UTC.
+            #[serde(deserialize_with = "quota")]
             pub requests_per_day: Option<NonZeroU64>,
             /// Requests in a month of UTC.
+            #[serde(deserialize_with = "quota")]
             pub requests_per_month: Option<NonZeroU64>,
             /// Tokens in a day of UTC, in and out together.
+            #[serde(deserialize_with = "quota")]
             pub tokens_per_day: Option<NonZeroU64>,
             /// Tokens in a month of UTC, in and out together.
+            #[serde(deserialize_with = "quota")]
             pub tokens_per_month: Option<NonZeroU64>,
             $($more)*
         }
@@ -262,26 +267,38 @@ impl Limits {
 
 /// Requests a minute: below a million a second, so that governor can tell their distances apart.
 fn per_minute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU32>, D::Error> {
-    at_most(deserializer, 60_000_000)
+    at_most(deserializer, const { NonZeroU32::new(60_000_000).unwrap() })
 }
 
 /// Tokens a minute: each of them then takes 600 nanoseconds at the least.
 fn tokens_per_minute<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<NonZeroU32>, D::Error> {
-    at_most(deserializer, 100_000_000)
+    at_most(
+        deserializer,
+        const { NonZeroU32::new(100_000_000).unwrap() },
+    )
 }
 
-fn at_most<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    most: u32,
-) -> Result<Option<NonZeroU32>, D::Error> {
-    let rate = Option::<NonZeroU32>::deserialize(deserializer)?;
-    match rate {
-        Some(rate) if rate.get() > most => Err(D::Error::custom(format_args!(
-            "{rate} is too many; at most {most}, or leave it out for no limit"
+/// Requests or tokens in a day or a month: what all nodes have used of it is told in headers, whose
+/// integers have at most 15 digits (RFC 8941, section 3.3.1), and is counted in 48 bits.
+fn quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU64>, D::Error> {
+    at_most(
+        deserializer,
+        const { NonZeroU64::new(100_000_000_000_000).unwrap() },
+    )
+}
+
+fn at_most<'de, D, N>(deserializer: D, most: N) -> Result<Option<N>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: Deserialize<'de> + PartialOrd + Display,
+{
+    match Option::<N>::deserialize(deserializer)? {
+        Some(n) if n > most => Err(D::Error::custom(format_args!(
+            "{n} is too many; at most {most}, or leave it out for no limit"
         ))),
-        rate => Ok(rate),
+        n => Ok(n),
     }
 }
 
@@ -344,6 +361,23 @@ mod tests {
             "when_dry = 'stop'",
         ] {
             assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_quota_that_cannot_be_counted_is_refused() {
+        for key in [
+            "requests_per_day",
+            "requests_per_month",
+            "tokens_per_day",
+            "tokens_per_month",
+        ] {
+            for table in ["classes.a", "models.m"] {
+                let of = |most: u64| read(&format!("[{table}]\n{key} = {most}"));
+                assert!(of(100_000_000_000_000).is_ok(), "{table}.{key}");
+                let error = of(100_000_000_000_001).unwrap_err().to_string();
+                assert!(error.contains("at most 100000000000000"), "{error}");
+            }
         }
     }
 

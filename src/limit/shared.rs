@@ -50,7 +50,7 @@ struct Inner {
     /// A request has waited in vain, and nothing was heard since: no other waits, nor this one again for
     /// its next limit.
     is_late: AtomicBool,
-    /// Nodes seen at the server when it was last asked.
+    /// Nodes seen at the server when it was last asked; none until then.
     nodes: AtomicU32,
     failures: AtomicU64,
     alone: AtomicU64,
@@ -87,7 +87,7 @@ impl Shared {
             // The first requests may wait for the connection.
             is_up: AtomicBool::new(true),
             is_late: AtomicBool::new(false),
-            nodes: AtomicU32::new(1),
+            nodes: AtomicU32::new(0),
             failures: AtomicU64::new(0),
             alone: AtomicU64::new(0),
         }))
@@ -159,6 +159,11 @@ impl Inner {
         configured
             .unwrap_or_else(|| self.nodes.load(Relaxed))
             .max(1)
+    }
+
+    /// Whether nobody has said how many nodes there are, so that one is assumed.
+    fn is_guess(&self) -> bool {
+        self.redis.nodes.is_none() && self.nodes.load(Relaxed) == 0
     }
 
     fn is_up(&self) -> bool {

@@ -407,7 +407,7 @@ async fn who_leaves_before_vectors_are_there_or_gives_too_little_time_pays_for_t
         let mut leaves = gateway.connect().await;
         leaves.post(path, &body).await;
         drop(leaves);
-        let is_counted = |m: &crate::support::Metrics| m.ended("client_gone") == gone + 1;
+        let is_counted = |m: &Metrics| m.ended("client_gone") == gone + 1;
         gateway.until("it is counted", is_counted).await;
         assert!(left().await < before, "{path}");
     }

@@ -30,6 +30,10 @@ const CONNECT: Duration = Duration::from_millis(250);
 /// What giving everything back at the end may take.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How long the server remembers of a rate what it has settled. It is sent again only until the server is
+/// taken to be away, which is a matter of seconds.
+const REMEMBERED: Duration = Duration::from_mins(1);
+
 /// How long a quota's key outlives its day or month, for nodes whose clocks are behind.
 const AFTERWARDS: Duration = Duration::from_hours(25);
 
@@ -39,6 +43,8 @@ struct Courier {
     breaker: Breaker,
     /// This node's name at the server.
     node: String,
+    /// Of the last wish.
+    number: u64,
     next_beat: Instant,
 }
 
@@ -54,6 +60,7 @@ pub(super) async fn run(shared: Arc<Inner>, stop: CancellationToken) {
         link: None,
         breaker: Breaker::new(),
         node: uuid::Uuid::new_v4().simple().to_string(),
+        number: 0,
         next_beat: Instant::now(),
     };
     let mut tick = Instant::now();
@@ -111,7 +118,7 @@ impl Courier {
     fn beating(&self, is_last: bool) -> Call {
         Call {
             code: &NODES,
-            key: format!("{}:nodes", self.shared.redis.prefix),
+            keys: vec![format!("{}:nodes", self.shared.redis.prefix)],
             arguments: vec![
                 self.node.clone(),
                 GONE.as_millis().to_string(),
@@ -126,7 +133,9 @@ impl Courier {
         for held in &batch {
             held.lease.is_due.store(false, Relaxed);
             let at = held.lease.clock.at();
-            let wish = held.lease.wish(all, held.used_by_own(at), at);
+            self.number += 1;
+            let own_used = held.used_by_own(at);
+            let wish = held.lease.wish(all, self.number, own_used, at);
             calls.push(self.call(held, &wish));
             wishes.push(wish);
         }
@@ -142,10 +151,15 @@ impl Courier {
 
     fn call(&self, held: &Held, wish: &Wish) -> Call {
         let (prefix, name) = (&self.shared.redis.prefix, &held.lease.name);
+        // Where the server remembers what it has settled: for each lease of each node.
+        let settled = format!("{prefix}:settled:{}", self.node);
         match held.lease.budget {
             Budget::Rate { per_minute, burst } => Call {
                 code: &RATE,
-                key: format!("{prefix}:rate:{name}"),
+                keys: vec![
+                    format!("{prefix}:rate:{name}"),
+                    format!("{settled}:{name}:{per_minute}:{burst}"),
+                ],
                 arguments: vec![
                     per_minute.to_string(),
                     burst.to_string(),
@@ -153,19 +167,26 @@ impl Courier {
                     wish.need.to_string(),
                     wish.want.to_string(),
                     wish.known.to_string(),
+                    wish.number.to_string(),
+                    REMEMBERED.as_millis().to_string(),
                 ],
             },
             Budget::Quota { period, most } => {
                 let left = period.left(wish.index, held.lease.clock.at().unix);
+                let date = period.text(wish.index);
                 Call {
                     code: &QUOTA,
-                    key: format!("{prefix}:{}:{name}", period.text(wish.index)),
+                    keys: vec![
+                        format!("{prefix}:{date}:{name}"),
+                        format!("{settled}:{date}:{name}:{most}"),
+                    ],
                     arguments: vec![
                         most.to_string(),
                         wish.settle.to_string(),
                         wish.need.to_string(),
                         wish.want.to_string(),
                         wish.known.to_string(),
+                        wish.number.to_string(),
                         (left + AFTERWARDS).as_millis().to_string(),
                     ],
                 }
@@ -216,6 +237,12 @@ impl Courier {
                 redis = ?self.shared.redis.url, reason, nodes = self.shared.nodes(),
                 "limits are not shared for now; this node goes on with its part of each"
             );
+            if self.shared.is_guess() {
+                tracing::warn!(
+                    "the server has not answered since this node started and limits.redis.nodes is not \
+                     set: the node takes itself for the only one and gives out all of each limit"
+                );
+            }
         }
     }
 
@@ -273,10 +300,14 @@ impl Courier {
         if self.breaker.is_open() {
             return;
         }
-        let held: Vec<_> = self.shared.leases().values().cloned().collect();
-        for batch in held.chunks(BATCH) {
-            if !self.settle(batch.to_vec(), true).await {
-                return;
+        // Twice: where something was not confirmed, the first time is for that alone.
+        for is_again in [false, true] {
+            let mut held: Vec<_> = self.shared.leases().values().cloned().collect();
+            held.retain(|held| !is_again || !held.lease.is_settled());
+            for batch in held.chunks(BATCH) {
+                if !self.settle(batch.to_vec(), true).await {
+                    return;
+                }
             }
         }
         let call = self.beating(true);

@@ -98,6 +98,9 @@ struct Slow {
     heard: Option<(u64, u64)>,
     /// Units used of which the server does not know; below zero, to be given back to it.
     owed: i64,
+    /// Of it, what was sent to the server and not answered, and its number: it may have arrived all the
+    /// same. Until that is known it is sent again as it was, and nothing else is settled.
+    unconfirmed: Option<(u64, i64)>,
     /// Units that the node took without the server in this period: nothing is known of the others' use.
     taken_alone: u64,
     /// Of a rate: what everybody had used when the server came back, if they did as this node.
@@ -109,6 +112,8 @@ struct Slow {
 pub(super) struct Wish {
     /// Used already; below zero, given back.
     pub(super) settle: i64,
+    /// Of what is settled: the server does not settle it twice.
+    pub(super) number: u64,
     /// Less is of no use.
     pub(super) need: u64,
     /// The most.
@@ -303,21 +308,20 @@ impl Lease {
     /// Whether the server is to hear of it although nobody asks.
     pub(super) fn is_unsettled(&self, at: At) -> bool {
         let here = self.balance.load(Relaxed);
-        here < 0 || (here > 0 && self.is_unused(at)) || self.slow().owed != 0
+        here < 0 || (here > 0 && self.is_unused(at)) || self.slow().is_unsettled()
     }
 
     /// Whether nothing is lost when it is forgotten.
     pub(super) fn is_settled(&self) -> bool {
-        self.balance.load(Relaxed) == 0 && self.slow().owed == 0
+        self.balance.load(Relaxed) == 0 && !self.slow().is_unsettled()
     }
 
-    /// What to ask the server. `all`: everything goes back.
-    pub(super) fn wish(&self, all: bool, own_used: u64, at: At) -> Wish {
+    /// What to ask the server. `all`: everything goes back. `number`: higher than of all wishes before.
+    pub(super) fn wish(&self, all: bool, number: u64, own_used: u64, at: At) -> Wish {
         self.enter_period(at);
         let mut slow = self.slow();
         let waiting = std::mem::take(&mut slow.waiting);
         let least = slow.least.take();
-        let mut settle = std::mem::take(&mut slow.owed);
         let is_leaving = all || (waiting == 0 && self.is_unused(at));
         if is_leaving {
             self.largest.store(0, Relaxed);
@@ -346,16 +350,21 @@ impl Lease {
                 };
                 (here != balance).then_some(here)
             })
-            .inspect(|before| settle = settle.saturating_add(here - before));
+            .inspect(|before| slow.owed = slow.owed.saturating_add(here - before));
         let here = here.unsigned_abs();
+        let (number, settle) = slow.settle(number);
         let known = match (self.budget, slow.heard) {
             (Budget::Rate { .. }, _) => std::mem::take(&mut slow.used_meanwhile),
             (Budget::Quota { most, .. }, Some((free, _))) => most.saturating_sub(free),
-            // What is settled now is in the node's own ledger already.
-            (Budget::Quota { .. }, None) => own_used.saturating_sub(settle.max(0).unsigned_abs()),
+            // What is settled, now or next, is in the node's own ledger already.
+            (Budget::Quota { .. }, None) => {
+                let told = settle.saturating_add(slow.owed);
+                own_used.saturating_sub(told.max(0).unsigned_abs())
+            }
         };
         Wish {
             settle,
+            number,
             need: least.map_or(0, |least| least.saturating_sub(here)),
             want: stays.max(least.unwrap_or(0)).saturating_sub(here),
             index: u16::try_from(self.index.load(Relaxed)).unwrap_or(u16::MAX),
@@ -366,6 +375,7 @@ impl Lease {
     /// The server has answered a wish.
     pub(super) fn granted(&self, wish: &Wish, [granted, free, _]: Reply, at: At) {
         let mut slow = self.slow();
+        slow.unconfirmed = None;
         // An answer about yesterday is of no use.
         if self.index.load(Relaxed) == u64::from(wish.index) {
             self.balance.fetch_add(granted.max(0), Relaxed);
@@ -378,10 +388,9 @@ impl Lease {
         self.told.notify_waiters();
     }
 
-    /// The server has not answered: what was to be settled still is.
+    /// The server has not answered: what was to be settled may be, or not.
     pub(super) fn unanswered(&self, wish: &Wish) {
         let mut slow = self.slow();
-        slow.owed = slow.owed.saturating_add(wish.settle);
         if matches!(self.budget, Budget::Rate { .. }) {
             slow.used_meanwhile = slow.used_meanwhile.max(wish.known);
         }
@@ -396,6 +405,7 @@ impl Lease {
             let left = self.alone.left(self.clock.at()).remaining;
             let mut slow = self.slow();
             slow.owed = 0;
+            slow.unconfirmed = None;
             slow.used_meanwhile = burst.saturating_sub(left);
             let _ = self
                 .balance
@@ -418,6 +428,7 @@ impl Lease {
             self.balance.store(0, Relaxed);
             slow.heard = None;
             slow.owed = 0;
+            slow.unconfirmed = None;
             slow.taken_alone = 0;
         }
     }
@@ -457,6 +468,18 @@ impl Lease {
 }
 
 impl Slow {
+    fn is_unsettled(&self) -> bool {
+        self.owed != 0 || self.unconfirmed.is_some()
+    }
+
+    /// What to settle now, and its number: what was not confirmed, or else what is owed.
+    fn settle(&mut self, number: u64) -> (u64, i64) {
+        if self.unconfirmed.is_none() && self.owed != 0 {
+            self.unconfirmed = Some((number, std::mem::take(&mut self.owed)));
+        }
+        self.unconfirmed.unwrap_or((number, 0))
+    }
+
     /// What was left of a quota when the server was last heard, or by the node's own ledger.
     fn left_of_quota(&self, most: u64, own: Option<Left>) -> u64 {
         let heard = self.heard.map(|(free, _)| free);

@@ -39,7 +39,7 @@ pub(super) static NODES: LazyLock<Code> =
 /// One run of a script.
 pub(super) struct Call {
     pub(super) code: &'static LazyLock<Code>,
-    pub(super) key: String,
+    pub(super) keys: Vec<String>,
     pub(super) arguments: Vec<String>,
 }
 
@@ -53,7 +53,8 @@ impl Call {
             By::Digest => self.code.digest.as_str(),
             By::Text => self.code.text,
         });
-        command.arg(1).arg(&self.key).arg(&self.arguments);
+        command.arg(self.keys.len()).arg(&self.keys);
+        command.arg(&self.arguments);
         command
     }
 }

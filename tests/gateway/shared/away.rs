@@ -130,5 +130,28 @@ async fn a_node_that_finds_no_server_when_it_starts_goes_on_all_the_same() {
     redis.restart();
     take_until(&node, "finding it", || node.health().is_up).await;
     node.leave().await;
-    until("the farewell", || redis.keys("test:*").is_empty()).await;
+    // What it settled is remembered for a while, and nothing else.
+    let others = |key: &String| !key.starts_with("test:settled:");
+    until("the farewell", || !redis.keys("test:*").iter().any(others)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_back_to_a_frozen_server_is_given_back_once() {
+    let redis = Redis::start();
+    let (node, other) = (Node::hasty(&redis.url()), Node::patient(&redis));
+    let quota = Bound::Quota {
+        period: Period::Day,
+        most: 10_000,
+    };
+    let cell = node.cell("a", quota);
+    cell.take(9000).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    redis.freeze();
+    cell.cell.give(5000, node.clock.at());
+    until("noticing", || !node.health().is_up).await;
+    redis.thaw();
+    until("coming back", || node.health().is_up).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let taken = other.cell("a", quota).drain(100).await;
+    assert!(taken <= 60, "{taken}00 of 6000");
 }

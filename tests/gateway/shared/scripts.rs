@@ -13,8 +13,13 @@ const NODES: &str = include_str!("../../../src/limit/shared/scripts/nodes.lua");
 
 fn run(connection: &mut redis::Connection, script: &str, key: &str, arguments: &[i64]) -> [i64; 3] {
     let mut command = redis::cmd("EVAL");
-    command.arg(script).arg(1).arg(key).arg(arguments);
+    command.arg(script).arg(2).arg(key).arg(settled(key));
+    command.arg(arguments);
     command.query(connection).unwrap()
+}
+
+fn settled(key: &str) -> String {
+    format!("{key}-settled")
 }
 
 /// A bucket that fills with time: another way to say what the script computes.
@@ -50,7 +55,13 @@ fn the_rate_script_decides_as_a_bucket_that_fills_with_time() {
     runner
         .run(&(limits, steps), |((per_minute, burst), steps)| {
             let mut connection = connection.borrow_mut();
-            let _: () = redis::cmd("DEL").arg("k").query(&mut connection).unwrap();
+            let mut delete = redis::cmd("DEL");
+            let _: () = delete
+                .arg("k")
+                .arg(settled("k"))
+                .query(&mut connection)
+                .unwrap();
+            let mut number = 0;
             let mut bucket = Bucket {
                 per_micro: per_minute as f64 / 60e6,
                 burst: burst as f64,
@@ -58,7 +69,8 @@ fn the_rate_script_decides_as_a_bucket_that_fills_with_time() {
                 at: 0,
             };
             for (settle, need, want, known) in steps {
-                let arguments = [per_minute, burst, settle, need, want, known];
+                number += 1;
+                let arguments = [per_minute, burst, settle, need, want, known, number, 60_000];
                 let [granted, free, now] = run(&mut connection, RATE, "k", &arguments);
                 bucket.at(now);
                 bucket.level = bucket.level.min((burst - known) as f64);
@@ -103,10 +115,16 @@ fn the_quota_script_counts_like_a_number() {
     runner
         .run(&(1_i64..500, 0_i64..50, steps), |(most, known, steps)| {
             let mut connection = connection.borrow_mut();
-            let _: () = redis::cmd("DEL").arg("k").query(&mut connection).unwrap();
-            let mut used = known;
+            let mut delete = redis::cmd("DEL");
+            let _: () = delete
+                .arg("k")
+                .arg(settled("k"))
+                .query(&mut connection)
+                .unwrap();
+            let (mut number, mut used) = (0, known);
             for (settle, need, want) in steps {
-                let arguments = [most, settle, need, want, known, 60_000];
+                number += 1;
+                let arguments = [most, settle, need, want, known, number, 60_000];
                 let [granted, free, now] = run(&mut connection, QUOTA, "k", &arguments);
                 used = (used + settle).max(0);
                 let left = (most - used).max(0);
@@ -136,8 +154,8 @@ fn what_else_lies_under_a_key_is_as_good_as_nothing() {
     ];
     for words in spoil {
         for (script, arguments, expected) in [
-            (RATE, &[60, 100, 0, 5, 10, 0][..], [10, 90]),
-            (QUOTA, &[100, 0, 5, 10, 30, 60_000][..], [10, 60]),
+            (RATE, &[60, 100, 0, 5, 10, 0, 1, 60_000][..], [10, 90]),
+            (QUOTA, &[100, 0, 5, 10, 30, 1, 60_000][..], [10, 60]),
         ] {
             redis.run(&["DEL", "k"]);
             redis.run(words);
@@ -158,22 +176,69 @@ fn what_else_lies_under_a_key_is_as_good_as_nothing() {
 }
 
 #[test]
+fn what_comes_twice_or_late_is_settled_once_and_units_are_granted_all_the_same() {
+    let redis = Redis::start();
+    let mut connection = redis.connect();
+    // As they are sent, each with its number; and what is left after it, of ten thousand.
+    let sent = [
+        (1, 3000, 6999),
+        (1, 3000, 6998),
+        (3, -1000, 7997),
+        (2, 500, 7996),
+        (3, -1000, 7995),
+        (4, 0, 7994),
+        (4, 5, 7988),
+    ];
+    for (script, is_rate) in [(RATE, true), (QUOTA, false)] {
+        let key = if is_rate { "rate" } else { "quota" };
+        for (number, settle, left) in sent {
+            // One a minute comes back.
+            let rate = [1, 10_000, settle, 1, 1, 0, number, 60_000];
+            let quota = [10_000, settle, 1, 1, 0, number, 60_000];
+            let arguments = if is_rate { &rate[..] } else { &quota[..] };
+            let [granted, free, _] = run(&mut connection, script, key, arguments);
+            assert_eq!(granted, 1);
+            assert!(
+                (left..=left + i64::from(is_rate)).contains(&free),
+                "{key}: {free}"
+            );
+        }
+    }
+}
+
+#[test]
 fn every_key_expires() {
     let redis = Redis::start();
     let mut connection = redis.connect();
-    run(&mut connection, RATE, "rate", &[60, 100, 0, 50, 50, 0]);
+    run(
+        &mut connection,
+        RATE,
+        "rate",
+        &[60, 100, 9, 50, 50, 0, 1, 70_000],
+    );
     run(
         &mut connection,
         QUOTA,
         "quota",
-        &[100, 0, 50, 50, 0, 60_000],
+        &[100, 9, 50, 50, 0, 1, 60_000],
     );
     run(&mut connection, NODES, "nodes", &[1, 5000, 0]);
-    for (key, most) in [("rate", 50_000), ("quota", 60_000), ("nodes", 5000)] {
+    for (key, most) in [
+        ("rate", 60_000),
+        ("rate-settled", 70_000),
+        ("quota", 60_000),
+        ("quota-settled", 60_000),
+        ("nodes", 5000),
+    ] {
         let left: i64 = redis::cmd("PTTL").arg(key).query(&mut connection).unwrap();
         assert!((1..=most).contains(&left), "{key}: {left}");
     }
     // Everything given back leaves nothing behind.
-    run(&mut connection, RATE, "rate", &[60, 100, -50, 0, 0, 0]);
+    run(
+        &mut connection,
+        RATE,
+        "rate",
+        &[60, 100, -59, 0, 0, 0, 2, 70_000],
+    );
     assert!(redis.keys("rate").is_empty());
 }

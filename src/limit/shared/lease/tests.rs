@@ -22,7 +22,7 @@ fn lease(budget: Budget) -> (Lease, Clock) {
 
 /// One round with a server that grants all that is wanted and then has `free` left.
 fn round(lease: &Lease, clock: &Clock, free: i64) -> Wish {
-    let wish = lease.wish(false, 0, clock.at());
+    let wish = lease.wish(false, 1, 0, clock.at());
     let granted = i64::try_from(wish.want).unwrap();
     lease.granted(&wish, [granted, free, 0], clock.at());
     wish
@@ -119,19 +119,40 @@ fn a_debt_is_settled_and_too_much_goes_back() {
 }
 
 #[test]
-fn what_was_not_settled_is_settled_later() {
-    let (lease, clock) = rate(6000, 6000);
+fn what_was_not_confirmed_is_sent_again_as_it_was_and_the_rest_after_it() {
+    for (lease, clock) in [rate(6000, 6000), quota(100_000)] {
+        lease.charge(30, clock.at());
+        let wish = lease.wish(false, 1, 0, clock.at());
+        assert_eq!((wish.number, wish.settle), (1, 30));
+        lease.unanswered(&wish);
+        lease.charge(5, clock.at());
+        assert!(lease.is_unsettled(clock.at()) && !lease.is_settled());
+        let again = lease.wish(false, 2, 0, clock.at());
+        assert_eq!((again.number, again.settle), (1, 30));
+        lease.granted(&again, [0, 0, 0], clock.at());
+        assert!(lease.is_unsettled(clock.at()) && !lease.is_settled());
+        let rest = lease.wish(false, 3, 0, clock.at());
+        assert_eq!((rest.number, rest.settle), (3, 5));
+        lease.granted(&rest, [0, 0, 0], clock.at());
+        assert!(lease.is_settled());
+        assert_eq!(lease.wish(false, 4, 0, clock.at()).settle, 0);
+    }
+}
+
+#[test]
+fn of_what_was_not_confirmed_nothing_is_left_tomorrow() {
+    let (lease, clock) = quota(1000);
     lease.charge(30, clock.at());
-    let wish = lease.wish(false, 0, clock.at());
+    let wish = lease.wish(false, 1, 0, clock.at());
     lease.unanswered(&wish);
-    assert_eq!(round(&lease, &clock, 0).settle, 30);
-    assert_eq!(round(&lease, &clock, 0).settle, 0);
+    clock.advance(DAY);
+    assert_eq!(lease.wish(false, 2, 0, clock.at()).settle, 0);
 }
 
 #[test]
 fn an_empty_limit_is_not_asked_for_again_before_something_has_come_back() {
     let (lease, clock) = rate(600, 600);
-    let wish = lease.wish(false, 0, clock.at());
+    let wish = lease.wish(false, 1, 0, clock.at());
     assert!(!lease.is_known_to_lack(1, clock.at()));
     lease.granted(&wish, [0, 0, 0], clock.at());
     assert!(lease.is_known_to_lack(1, clock.at()));
@@ -157,7 +178,7 @@ fn alone_each_of_the_nodes_has_its_part() {
 #[test]
 fn alone_a_node_starts_from_what_the_server_had_left() {
     let (lease, clock) = rate(600, 600);
-    let wish = lease.wish(false, 0, clock.at());
+    let wish = lease.wish(false, 1, 0, clock.at());
     lease.granted(&wish, [0, 60, 0], clock.at());
     let granted = (0..600).filter(|_| lease.take_alone(1, 2, None, clock.at()).is_ok());
     assert_eq!(granted.count(), 30);
@@ -170,46 +191,46 @@ fn a_rate_that_was_used_alone_is_used_when_the_server_is_back() {
     clock.advance(Duration::from_secs(6));
     lease.resume();
     // In six seconds, sixty of six hundred have come back.
-    let wish = lease.wish(false, 0, clock.at());
+    let wish = lease.wish(false, 1, 0, clock.at());
     assert_eq!(wish.known, 540);
     lease.unanswered(&wish);
-    assert_eq!(lease.wish(false, 0, clock.at()).known, 540, "told again");
-    assert_eq!(lease.wish(false, 0, clock.at()).known, 0);
+    assert_eq!(lease.wish(false, 1, 0, clock.at()).known, 540, "told again");
+    assert_eq!(lease.wish(false, 1, 0, clock.at()).known, 0);
 }
 
 #[test]
 fn what_is_taken_alone_of_a_quota_is_told_to_the_server() {
     let (lease, clock) = quota(1000);
-    let wish = lease.wish(false, 0, clock.at());
+    let wish = lease.wish(false, 1, 0, clock.at());
     lease.granted(&wish, [0, 500, 0], clock.at());
     assert!(lease.take_alone(251, 2, None, clock.at()).is_err());
     lease.take_alone(250, 2, None, clock.at()).unwrap();
     assert!(lease.take_alone(1, 2, None, clock.at()).is_err());
     lease.resume();
-    assert_eq!(lease.wish(false, 0, clock.at()).settle, 250);
+    assert_eq!(lease.wish(false, 1, 0, clock.at()).settle, 250);
 }
 
 #[test]
 fn at_midnight_a_quota_begins_anew_and_yesterdays_answer_is_worth_nothing() {
     let (lease, clock) = quota(10_000);
-    let yesterday = lease.wish(false, 0, clock.at());
+    let yesterday = lease.wish(false, 1, 0, clock.at());
     lease.put(7);
     clock.advance(DAY);
     assert_eq!(lease.draw(1, clock.at()), None);
     lease.granted(&yesterday, [10, 10, 0], clock.at());
     assert_eq!(lease.draw(1, clock.at()), None);
-    let today = lease.wish(false, 0, clock.at());
+    let today = lease.wish(false, 1, 0, clock.at());
     assert_eq!((today.index, today.settle), (yesterday.index + 1, 0));
     // A clock that is set back a little does not go back to yesterday.
     clock.set_calendar(NOON + DAY.as_secs() / 2 - 1);
-    assert_eq!(lease.wish(false, 0, clock.at()).index, today.index);
+    assert_eq!(lease.wish(false, 1, 0, clock.at()).index, today.index);
 }
 
 #[test]
 fn a_server_without_memory_is_told_what_was_used() {
     let (lease, clock) = quota(1000);
-    assert_eq!(lease.wish(false, 70, clock.at()).known, 70);
-    let wish = lease.wish(false, 70, clock.at());
+    assert_eq!(lease.wish(false, 1, 70, clock.at()).known, 70);
+    let wish = lease.wish(false, 1, 70, clock.at());
     lease.granted(&wish, [1, 200, 800], clock.at());
-    assert_eq!(lease.wish(false, 70, clock.at()).known, 800);
+    assert_eq!(lease.wish(false, 1, 70, clock.at()).known, 800);
 }
