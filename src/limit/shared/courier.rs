@@ -324,3 +324,54 @@ async fn within<T>(
         Err(_) => Err(Silence::TooLate),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use super::super::Shared;
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Everything that a node logs until it takes a server for away at which nobody listens.
+    async fn logged(more: &str) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
+        let _guard = tracing::subscriber::set_default(subscriber.finish());
+        let redis = toml::from_str(&format!("url = 'redis://127.0.0.1:1'\n{more}")).unwrap();
+        let (shared, stop) = (Shared::new(&redis), CancellationToken::new());
+        let courier = tokio::spawn(shared.keep(stop.clone()));
+        // More looks than it needs.
+        while shared.health().failures < 9 {
+            time::sleep(TICK).await;
+        }
+        stop.cancel();
+        courier.await.unwrap();
+        let lines = lines.0.lock().unwrap();
+        String::from_utf8(lines.clone()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_takes_itself_for_the_only_one_says_so_once() {
+        let assumed = "takes itself for the only one";
+        let lines = logged("").await;
+        assert_eq!(lines.matches(assumed).count(), 1, "{lines}");
+        let lines = logged("nodes = 2").await;
+        assert!(lines.contains("limits are not shared"), "{lines}");
+        assert!(!lines.contains(assumed), "{lines}");
+    }
+}
