@@ -292,7 +292,7 @@ fn quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU64
 fn at_most<'de, D, N>(deserializer: D, most: N) -> Result<Option<N>, D::Error>
 where
     D: Deserializer<'de>,
-    N: Deserialize<'de> + PartialOrd + Display,
+    N: Deserialize<'de> + PartialOrd + Display + Copy,
 {
     match Option::<N>::deserialize(deserializer)? {
         Some(n) if n > most => Err(D::Error::custom(format_args!(
