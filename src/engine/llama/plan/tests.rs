@@ -459,6 +459,24 @@ fn a_tenant_with_all_ids_gives_one_up_for_another() {
 }
 
 #[test]
+fn of_two_who_were_served_the_same_the_one_that_ran_last_is_last() {
+    for (ran, other) in [(1, 2), (2, 1)] {
+        let (mut planner, mut out) = (Planner::default(), Plan::default());
+        let mut running = decoding(0);
+        running.tenant = TenantId(ran.into());
+        let before = [running];
+        planner.plan(&state(&LIMITS, &before, &[]), &mut out);
+        let line = [waiting(0, ran), waiting(1, other)];
+        let now = state(&LIMITS, &[], &line);
+        let mut order = Vec::new();
+        planner.order(&now, &mut order);
+        planner.plan(&now, &mut out);
+        let started: Vec<_> = starts(&out).into_iter().map(|(index, _)| index).collect();
+        assert_eq!((order, started), (vec![1, 0], vec![1, 0]));
+    }
+}
+
+#[test]
 fn tenants_that_are_gone_are_forgotten() {
     let mut planner = Planner::default();
     let mut out = Plan::default();
