@@ -8,14 +8,14 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use sluicegate::generation::Caller;
 use sluicegate::limit::config::Limits;
-use sluicegate::limit::{Ask, Clock, Limiter, Local, Work};
+use sluicegate::limit::{Ask, Clock, Kept, Limiter, Work};
 use sluicegate::telemetry::Metrics;
 
 const LIMITS: &str = "
     [organizations.acme]
     requests_per_minute = 60000000
     tokens_per_minute = 100000000
-    tokens_per_month = 1000000000000000
+    tokens_per_month = 100000000000000
     [classes.default]
     requests_per_minute = 60000000
     tokens_per_minute = 100000000
@@ -24,7 +24,7 @@ const LIMITS: &str = "
     streams = 1000
     queued = 1000
     [classes.default.models.m]
-    tokens_per_day = 1000000000000000
+    tokens_per_day = 100000000000000
     [models.m]
     tokens_per_minute = 100000000
 ";
@@ -32,13 +32,9 @@ const LIMITS: &str = "
 fn limiter(last: &str) -> Option<Limiter> {
     let limits: Limits = toml::from_str(&format!("{LIMITS}{last}")).ok()?;
     let metrics = Arc::new(Metrics::new(["m"]).ok()?);
-    Some(Limiter::new(
-        &limits,
-        ["m"],
-        Arc::new(Local),
-        Clock::real(),
-        metrics,
-    ))
+    let clock = Clock::real();
+    let store = Arc::new(Kept::open(&limits, None, &clock));
+    Some(Limiter::new(&limits, ["m"], store, clock, metrics))
 }
 
 fn limits(c: &mut Criterion) {

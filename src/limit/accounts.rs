@@ -134,7 +134,8 @@ fn enter(count: &AtomicUsize, most: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::account::Terms;
-    use super::super::{Bound, Clock, Limit, Local, Scope};
+    use super::super::config::Limits;
+    use super::super::{Bound, Clock, Kept, Limit, Scope};
     use super::*;
     use std::time::Duration;
 
@@ -149,7 +150,8 @@ mod tests {
                 },
             )],
         };
-        Account::new(&terms, "x", None, &Local, clock)
+        let store = Kept::open(&Limits::default(), None, clock);
+        Account::new(&terms, "x", None, &store, clock)
     }
 
     #[test]

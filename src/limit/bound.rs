@@ -1,9 +1,9 @@
 //! What a limit is: a bound, whose it is, and the cell that keeps it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::{At, Clock, Limit, Scope, cell, period, places, requests};
+use super::quota::Period;
+use super::{At, Clock, Limit, Scope};
 use crate::generation::BoxFuture;
 
 /// One limit of one account: so many units, which come back with time.
@@ -63,7 +63,7 @@ pub enum Bound {
     /// So many in a period of the calendar.
     Quota {
         /// Which period.
-        period: period::Period,
+        period: Period,
         /// How many.
         most: u64,
     },
@@ -91,28 +91,4 @@ pub trait Store: Send + Sync {
     /// The same for looking at what is left: it leaves nothing behind in the store, and nothing is taken
     /// from it.
     fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell>;
-}
-
-/// Cells that live in this process and are forgotten with it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Local;
-
-impl Store for Local {
-    fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
-        match bound {
-            Bound::Rate { per_minute, burst } if key.limit == Limit::RequestsPerMinute => {
-                Box::new(requests::Requests::new(per_minute, burst, clock))
-            }
-            Bound::Places(most) => Box::new(places::Places::new(most)),
-            Bound::Rate { per_minute, burst } => Box::new(cell::Tokens::new(per_minute, burst)),
-            Bound::Quota { period, most } => {
-                Box::new(period::Quota::new(period, most, Arc::default()))
-            }
-        }
-    }
-
-    /// What nobody holds is forgotten here, and so as good as new.
-    fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
-        self.cell(key, bound, clock)
-    }
 }

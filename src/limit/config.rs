@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Bound;
 use super::limiter::USUAL;
-use super::period::Period;
+use super::quota::Period;
 use super::shared::config::Redis;
 use crate::generation;
 use crate::telemetry::Limit;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::config::{Limits, Rates};
-use super::{Admission, Ask, Clock, Limiter, Local, Work};
+use super::{Admission, Ask, Clock, Kept, Limiter, Work};
 use crate::generation::{Caller, Meter};
 use crate::telemetry::Metrics;
 
@@ -105,7 +105,7 @@ fn limiter(streams: usize, clock: &Clock) -> Option<Limiter> {
     class.tokens_per_minute = std::num::NonZeroU32::new(6000);
     class.streams = u32::try_from(streams).ok()?.try_into().ok();
     let metrics = Arc::new(Metrics::new([MODEL]).ok()?);
-    let store = Arc::new(Local);
+    let store = Arc::new(Kept::open(&limits, None, &clock));
     Some(Limiter::new(
         &limits,
         [MODEL],

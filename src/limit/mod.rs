@@ -7,10 +7,9 @@
 //!
 //! * [`cell`]: tokens a minute, with refunds and debt; ours, because governor has neither.
 //! * [`requests`]: requests a minute, decided by governor over a state that can be rolled back.
-//! * [`period`]: requests and tokens in a day or a month of UTC.
-//! * [`quota`]: the same, kept over restarts.
+//! * [`quota`]: requests and tokens in a day or a month of UTC, kept over restarts.
 //! * [`shared`]: rates and quotas of which several nodes take, through Redis.
-//! * [`Store`]: makes cells; [`Local`] keeps them in this process, [`Kept`] beyond it.
+//! * [`Store`]: makes cells; [`Kept`] does, in this process and, for quotas and shared limits, beyond it.
 
 mod account;
 mod accounts;
@@ -22,7 +21,6 @@ pub mod config;
 mod estimate;
 pub mod fuzz;
 mod limiter;
-pub mod period;
 pub mod places;
 pub mod quota;
 mod refusal;
@@ -34,7 +32,7 @@ mod store;
 mod tests;
 
 pub use self::admission::Admission;
-pub use self::bound::{Bound, Cell, Key, Left, Local, Store};
+pub use self::bound::{Bound, Cell, Key, Left, Store};
 pub use self::clock::{At, Clock};
 pub use self::limiter::{Ask, Limiter, Work};
 pub use self::standing::Standing;

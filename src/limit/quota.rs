@@ -6,4 +6,5 @@ mod entries;
 mod file;
 mod ledger;
 
+pub use self::calendar::Period;
 pub use self::ledger::{Ledger, Quota};

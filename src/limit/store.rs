@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::cell::Tokens;
 use super::config::Limits;
-use super::quota::Ledger;
+use super::places::Places;
+use super::quota::{Ledger, Period, Quota};
+use super::requests::Requests;
 use super::shared::Shared;
-use super::{Bound, Cell, Clock, Key, Local, Store};
+use super::{Bound, Cell, Clock, Key, Limit, Store};
 use crate::telemetry::LimitLoad;
 
 /// The file in the state directory.
@@ -73,20 +76,38 @@ impl Kept {
     }
 }
 
+impl Kept {
+    /// A cell of this node alone.
+    fn own(
+        key: Key<'_>,
+        bound: Bound,
+        clock: &Clock,
+        quota: impl FnOnce(Period, u64) -> Quota,
+    ) -> Box<dyn Cell> {
+        match bound {
+            Bound::Rate { per_minute, burst } if key.limit == Limit::RequestsPerMinute => {
+                Box::new(Requests::new(per_minute, burst, clock))
+            }
+            Bound::Rate { per_minute, burst } => Box::new(Tokens::new(per_minute, burst)),
+            Bound::Places(most) => Box::new(Places::new(most)),
+            Bound::Quota { period, most } => Box::new(quota(period, most)),
+        }
+    }
+}
+
 impl Store for Kept {
     fn cell(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
-        let own = match bound {
-            Bound::Quota { period, most } => Some(self.ledger.quota(key, period, most)),
-            _ => None,
-        };
-        let shared = self.shared.as_ref();
-        if let Some(cell) = shared.and_then(|shared| shared.cell(key, bound, own.clone(), clock)) {
-            return cell;
+        if let Some(shared) = &self.shared {
+            let own = match bound {
+                Bound::Quota { period, most } => Some(self.ledger.quota(key, period, most)),
+                Bound::Rate { .. } | Bound::Places(_) => None,
+            };
+            if let Some(cell) = shared.cell(key, bound, own, clock) {
+                return cell;
+            }
         }
-        match own {
-            Some(own) => Box::new(own),
-            None => Local.cell(key, bound, clock),
-        }
+        let quota = |period, most| self.ledger.quota(key, period, most);
+        Self::own(key, bound, clock, quota)
     }
 
     fn peek(&self, key: Key<'_>, bound: Bound, clock: &Clock) -> Box<dyn Cell> {
@@ -94,13 +115,8 @@ impl Store for Kept {
         if let Some(cell) = shared.and_then(|shared| shared.peek(key, bound)) {
             return cell;
         }
-        let own = match bound {
-            Bound::Quota { period, most } => self.ledger.peek(key, period, most),
-            _ => None,
-        };
-        match own {
-            Some(own) => Box::new(own),
-            None => Local.peek(key, bound, clock),
-        }
+        // A rate that nobody holds is forgotten here, and so as good as new.
+        let quota = |period, most| self.ledger.peek(key, period, most);
+        Self::own(key, bound, clock, quota)
     }
 }

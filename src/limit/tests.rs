@@ -23,11 +23,6 @@ struct Rig {
 }
 
 fn rig(limits: &str) -> Rig {
-    rig_with(limits, |_, _| Arc::new(Local))
-}
-
-/// A rig whose store does not forget.
-fn kept(limits: &str) -> Rig {
     rig_with(limits, |limits, clock| {
         Arc::new(Kept::open(limits, None, clock))
     })
@@ -482,7 +477,7 @@ fn asking_where_somebody_stands_makes_no_state() {
 
 #[test]
 fn a_quota_stands_where_it_was_although_its_account_was_forgotten() {
-    let rig = kept("[classes.default]\nrequests_per_day = 10\ntokens_per_month = 1000");
+    let rig = rig("[classes.default]\nrequests_per_day = 10\ntokens_per_month = 1000");
     let caller = caller("key:a");
     for _ in 0..3 {
         rig.begin(&sized(&caller, 20, 0)).settle();

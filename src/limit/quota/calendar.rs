@@ -6,8 +6,6 @@ use jiff::civil::{self, Date};
 use jiff::tz::Offset;
 use jiff::{Timestamp, ToSpan as _};
 
-pub(super) use super::super::period::Period;
-
 /// Long enough for every step of a clock that is set right, and for one that is a time zone off.
 const STEP: Duration = Duration::from_hours(24);
 
@@ -18,6 +16,15 @@ const FIRST: Date = civil::date(2020, 1, 1);
 /// Unix time no leap seconds.
 const START: i64 = 1_577_836_800;
 const DAY: i64 = 86_400;
+
+/// A period of the calendar, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Period {
+    /// From midnight to midnight.
+    Day,
+    /// From the first of a month to the next one's.
+    Month,
+}
 
 impl Period {
     /// The number of the day or month at `now`, in seconds since 1970.

@@ -96,14 +96,14 @@ impl Ledger {
         self.quota_of(self.counts(Name::of(key)), key.limit, period, most)
     }
 
-    /// The same to look at, if there is an entry of it: nobody gets one here.
+    /// The same to look at: nobody gets an entry here.
     #[must_use]
-    pub fn peek(&self, key: Key<'_>, period: Period, most: u64) -> Option<Quota> {
+    pub fn peek(&self, key: Key<'_>, period: Period, most: u64) -> Quota {
         let mut entries = self.lock();
         let (of, name) = entries.place(Name::of(key), self.most);
-        let counts = of.get(&name)?.clone();
+        let counts = of.get(&name).cloned().unwrap_or_default();
         drop(entries);
-        Some(self.quota_of(counts, key.limit, period, most))
+        self.quota_of(counts, key.limit, period, most)
     }
 
     fn quota_of(&self, counts: Arc<Counts>, limit: Limit, period: Period, most: u64) -> Quota {

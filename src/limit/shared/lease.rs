@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::super::cell::Tokens;
-use super::super::period::Period;
+use super::super::quota::Period;
 use super::super::{At, Bound, Cell as _, Clock, Left};
 use super::link::Reply;
 

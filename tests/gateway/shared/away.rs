@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sluicegate::limit::Bound;
-use sluicegate::limit::period::Period;
+use sluicegate::limit::quota::Period;
 
 use super::{Node, config, nodes, once, until};
 use crate::support::{Redis, Slow};

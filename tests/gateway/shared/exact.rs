@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use sluicegate::limit::Bound;
-use sluicegate::limit::period::Period;
+use sluicegate::limit::quota::Period;
 
 use super::{Node, once, until};
 use crate::support::Redis;
