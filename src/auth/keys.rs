@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::{NoRandomness, random};
-use crate::generation::{Caller, Rights, Scopes};
+use crate::generation::{Caller, Rights, Scopes, Trace};
 
 /// How a key begins: it is known for what it is wherever it turns up.
 pub const PREFIX: &str = "sgk_";
@@ -394,6 +394,7 @@ impl Key {
                 },
                 until: entry.expires,
                 stamp: entry.hash.stamp(),
+                trace: Trace::none(),
             },
         }
     }

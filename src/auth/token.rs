@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::binding::Lineage;
 use super::{NoRandomness, random};
-use crate::generation::{Caller, Rights, Scopes};
+use crate::generation::{Caller, Rights, Scopes, Trace};
 
 /// How a bound token begins; no other credential may.
 pub const PREFIX: &str = "sgb1.";
@@ -277,6 +277,7 @@ fn decode(mut bytes: &[u8]) -> Option<Grant> {
             rights: Rights { scopes, models },
             until: (until > 0).then_some(until),
             stamp,
+            trace: Trace::none(),
         },
         expires,
         lineage,
@@ -494,6 +495,7 @@ mod tests {
                     rights: Rights { scopes, models },
                     until,
                     stamp,
+                    trace: Trace::none(),
                 },
                 expires,
                 lineage: Lineage(lineage),

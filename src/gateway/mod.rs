@@ -19,8 +19,8 @@ use self::settings::{Deadlines, Stream};
 use crate::auth::Callers;
 use crate::engine::{Card, Engine, TokenizeOptions};
 use crate::generation::{
-    self, Caller, Failure, Input, Kind, Opening, Request, RequestId, Scopes, TokenStream, Watch,
-    clock,
+    self, Caller, Failure, Input, Kind, Opening, Request, RequestId, Scopes, TokenStream, Trace,
+    Watch, clock,
 };
 use crate::limit::Limiter;
 use crate::limit::config::Limits;
@@ -96,7 +96,8 @@ impl Gateway {
     /// request that the model cannot serve, a full waiting line.
     pub async fn generate(&self, request: Request, route: Route) -> Result<TokenStream, Failure> {
         // Counts the request however it ends; dropped untold, as a caller who left.
-        let recorder = Arc::new(self.recorder(&request.model, route, &request.id));
+        let trace = &request.caller.trace;
+        let recorder = Arc::new(self.recorder(&request.model, route, &request.id, trace));
         let result = self.start(request, recorder.clone()).await;
         if let Err(failure) = &result {
             recorder.refused(failure);
@@ -144,14 +145,20 @@ impl Gateway {
     /// What counts a request that needs no stream. It must be told how the request ended; dropped
     /// untold, it counts a caller who left.
     #[must_use]
-    pub fn recorder(&self, model: &str, route: Route, id: &RequestId) -> RequestRecorder {
+    pub fn recorder(
+        &self,
+        model: &str,
+        route: Route,
+        id: &RequestId,
+        trace: &Trace,
+    ) -> RequestRecorder {
         let name = self
             .parts
             .registry
             .configured_name(model)
             .unwrap_or_default();
         let model = self.parts.metrics.model(name).clone();
-        RequestRecorder::new(model, route, id.clone(), clock::task_micros())
+        RequestRecorder::new(model, route, id.clone(), trace.clone())
     }
 
     /// A place for a stream, for a caller who may have it.

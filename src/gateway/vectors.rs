@@ -16,7 +16,7 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::generate`]; already counted.
     pub async fn embed(&self, request: EmbedRequest, route: Route) -> Result<Vectors, Failure> {
-        let recorder = self.recorder(&request.model, route, &request.id);
+        let recorder = self.recorder(&request.model, route, &request.id, &request.caller.trace);
         let result = self.vectors(request).await;
         let usage = result.as_ref().map(|vectors| vectors.usage);
         count(&recorder, usage);
@@ -28,7 +28,7 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::embed`].
     pub async fn rerank(&self, request: RerankRequest, route: Route) -> Result<Scores, Failure> {
-        let recorder = self.recorder(&request.model, route, &request.id);
+        let recorder = self.recorder(&request.model, route, &request.id, &request.caller.trace);
         let result = self.scores(request).await;
         let usage = result.as_ref().map(|scores| scores.usage);
         count(&recorder, usage);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Trace;
+
 /// Who asks. The default is nobody in particular, where nobody is asked who they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
@@ -26,6 +28,9 @@ pub struct Caller {
     /// Another one for another secret of the same identity: whoever had the old one has nothing.
     #[serde(skip)]
     pub stamp: u64,
+    /// The trace of what they ask now.
+    #[serde(skip)]
+    pub trace: Trace,
 }
 
 /// What a caller may do. The default is everything, as where nobody is asked who they are.

@@ -21,6 +21,8 @@ mod queued;
 pub mod ranges;
 mod request;
 mod stream;
+mod timeline;
+mod trace;
 pub mod vectors;
 mod watch;
 
@@ -37,6 +39,8 @@ pub use request::{
     RequestId, Role, Sampling, UseAdapter, Xtc,
 };
 pub use stream::{Cancel, Opening, Permit, Source, TokenStream};
+pub use timeline::{Moment, Timeline};
+pub use trace::{Exchange, Told, Trace, TraceContext, TraceSink, Work};
 pub use vectors::{EmbedRequest, RerankRequest, Scores, Vectors};
 pub use watch::{Watch, WatchGuard};
 

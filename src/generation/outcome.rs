@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Timeline;
+
 /// The one end of a request (DESIGN, promise 1). Counted exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -113,6 +115,6 @@ pub trait Recorder: Send + Sync {
     /// The first token came this long after the request was accepted.
     fn first_token(&self, after: Duration);
     /// The request ended. Called exactly once; `failure` is present for every outcome but `ok` and
-    /// `client_gone`.
-    fn ended(&self, record: &Record, failure: Option<&super::Failure>);
+    /// `client_gone`, and `timeline` has the times of its tokens.
+    fn ended(&self, record: &Record, failure: Option<&super::Failure>, timeline: Timeline);
 }

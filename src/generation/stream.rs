@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::task::coop;
 
 use super::{
     Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Outcome, Queued, Record,
-    Recorder, RequestId, Usage, UsedUp, Watch, WatchGuard, clock,
+    Recorder, RequestId, Timeline, Usage, UsedUp, Watch, WatchGuard, clock,
 };
 
 /// One choice of one request, as an engine produces it.
@@ -116,6 +116,7 @@ impl TokenStream {
             tokens: AtomicU32::new(0),
             cached: AtomicU32::new(opening.usage.cached_tokens),
             max_gap: AtomicU32::new(0),
+            timeline: Mutex::default(),
             meter: opening.meter,
             ledger: Mutex::new(Some(Ledger {
                 recorder: opening.recorder.clone(),
@@ -317,7 +318,9 @@ impl TokenStream {
         let tokens = u32::try_from(times.len()).unwrap_or(u32::MAX);
         shared.tokens.fetch_add(tokens, Relaxed);
         let mut max_gap = shared.max_gap.load(Relaxed);
+        let mut timeline = shared.timeline();
         for &(choice, at) in times {
+            timeline.token(at, choice, 0);
             let Some(last) = self.last_token.get_mut(choice as usize) else {
                 continue;
             };
@@ -329,6 +332,7 @@ impl TokenStream {
             }
             *last = at;
         }
+        drop(timeline);
         shared.max_gap.store(max_gap, Relaxed);
         if self.gaps.len() >= GAPS_AT_ONCE {
             self.recorder.gaps(&self.gaps);
@@ -389,11 +393,17 @@ pub(super) struct Shared {
     tokens: AtomicU32,
     cached: AtomicU32,
     max_gap: AtomicU32,
+    /// Taken once a burst, by the stream alone while nobody ends it from outside.
+    timeline: Mutex<Timeline>,
     meter: Option<Arc<dyn Meter>>,
     ledger: Mutex<Option<Ledger>>,
 }
 
 impl Shared {
+    fn timeline(&self) -> MutexGuard<'_, Timeline> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn usage(&self) -> Usage {
         Usage {
             completion_tokens: self.tokens.load(Relaxed),
@@ -467,7 +477,8 @@ impl Shared {
             duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),
             max_gap_us: self.max_gap.load(Relaxed),
         };
-        ledger.recorder.ended(&record, failure);
+        let timeline = std::mem::take(&mut *self.timeline());
+        ledger.recorder.ended(&record, failure, timeline);
         drop(ledger.permits);
     }
 }

@@ -319,6 +319,10 @@ impl ModelMetrics {
         &self.name
     }
 
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
     /// A request left the waiting line after this long.
     pub fn queued(&self, wait: Duration) {
         self.queue.record(wait);

@@ -7,6 +7,7 @@ pub mod config;
 mod logs;
 mod metrics;
 mod request;
+mod trace;
 
 pub use config::Config;
 pub use logs::{LogError, Logs};
@@ -15,3 +16,4 @@ pub use metrics::{
     ModelMetrics, Route, Scope, Scrape, TicketLoad, Transports, Upkeep,
 };
 pub use request::RequestRecorder;
+pub use trace::Tracer;

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::metrics::{ModelMetrics, Route};
-use crate::generation::{Failure, Outcome, Record, Recorder, RequestId, Usage, chain, clock};
+use crate::generation::{
+    Failure, Outcome, Record, Recorder, RequestId, Timeline, Trace, Usage, Work, chain, clock,
+};
 
 /// Records one request. Made when the request is accepted, then given to its stream, or told that
 /// it was [refused](Self::refused). One that is dropped untold was left by its client.
@@ -18,17 +20,19 @@ pub struct RequestRecorder {
     /// Output tokens already counted: a long stream shows up in the rates while it runs.
     counted: AtomicU32,
     ended: AtomicBool,
+    trace: Trace,
 }
 
 impl RequestRecorder {
-    /// A request for `model` was accepted at `accepted_at` ([`clock::task_micros`]).
+    /// A request for `model` was accepted now, in this trace.
     #[must_use]
-    pub fn new(model: Arc<ModelMetrics>, route: Route, id: RequestId, accepted_at: u64) -> Self {
+    pub fn new(model: Arc<ModelMetrics>, route: Route, id: RequestId, trace: Trace) -> Self {
         Self {
+            trace,
             model,
             route,
             id,
-            accepted_at,
+            accepted_at: clock::task_micros(),
             counted: AtomicU32::new(0),
             ended: AtomicBool::new(false),
         }
@@ -36,7 +40,11 @@ impl RequestRecorder {
 
     /// The request failed before there was a stream.
     pub fn refused(&self, failure: &Failure) {
-        self.ended(&self.without_stream(failure.kind.outcome()), Some(failure));
+        self.ended(
+            &self.without_stream(failure.kind.outcome()),
+            Some(failure),
+            Timeline::default(),
+        );
     }
 
     /// Another recorder counts this request.
@@ -55,7 +63,7 @@ impl RequestRecorder {
             usage,
             ..self.without_stream(Outcome::Ok)
         };
-        self.ended(&record, None);
+        self.ended(&record, None, Timeline::default());
     }
 
     fn without_stream(&self, outcome: Outcome) -> Record {
@@ -116,7 +124,7 @@ impl Recorder for RequestRecorder {
         self.model.first_token(after);
     }
 
-    fn ended(&self, record: &Record, failure: Option<&Failure>) {
+    fn ended(&self, record: &Record, failure: Option<&Failure>, timeline: Timeline) {
         if self.ended.swap(true, Relaxed) {
             return;
         }
@@ -133,6 +141,14 @@ impl Recorder for RequestRecorder {
             _ => {}
         }
         self.log(record, failure);
+        self.trace.work(Work {
+            route: self.route.as_str(),
+            model: self.model.shared_name(),
+            accepted_at: self.accepted_at,
+            record: record.clone(),
+            timeline,
+            failure: failure.cloned(),
+        });
     }
 }
 
@@ -144,7 +160,7 @@ impl Drop for RequestRecorder {
             } else {
                 Outcome::ClientGone
             };
-            self.ended(&self.without_stream(outcome), None);
+            self.ended(&self.without_stream(outcome), None, Timeline::default());
         }
     }
 }
@@ -184,12 +200,7 @@ mod tests {
 
     fn recorder(metrics: &Metrics) -> RequestRecorder {
         let id = RequestId::parse("req-1").unwrap();
-        RequestRecorder::new(
-            metrics.model("m").clone(),
-            Route::Chat,
-            id,
-            clock::task_micros(),
-        )
+        RequestRecorder::new(metrics.model("m").clone(), Route::Chat, id, Trace::none())
     }
 
     fn logged(format: Format, run: impl FnOnce()) -> String {
@@ -225,8 +236,8 @@ mod tests {
             let recorder = recorder(&metrics);
             recorder.first_token(Duration::from_micros(1500));
             recorder.gaps(&[1000, 2000, 2500]);
-            recorder.ended(&record(Outcome::Ok), None);
-            recorder.ended(&record(Outcome::Internal), None);
+            recorder.ended(&record(Outcome::Ok), None, Timeline::default());
+            recorder.ended(&record(Outcome::Internal), None, Timeline::default());
         });
         let text = scrape(&metrics);
         for (series, expected) in [
@@ -301,7 +312,11 @@ mod tests {
     fn a_stalled_reader_is_counted_as_such() {
         let metrics = Metrics::new(["m"]).unwrap();
         let failure = Failure::new(Kind::Stalled, "Too slow.");
-        recorder(&metrics).ended(&record(Outcome::Stalled), Some(&failure));
+        recorder(&metrics).ended(
+            &record(Outcome::Stalled),
+            Some(&failure),
+            Timeline::default(),
+        );
         let series = r#"sluicegate_send_stalls_total{model="m"}"#;
         assert_eq!(value(&scrape(&metrics), series), "1");
     }

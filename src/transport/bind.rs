@@ -41,11 +41,12 @@ impl Asker {
 /// `POST /v1/bind`.
 pub(super) async fn post(State(context): State<Context>, request: Request) -> Response {
     let asker = Asker::of(request.extensions());
+    let trace = asker.caller.trace.clone();
     let (id, bound) = match read_counted(&context, request, Route::Bind, bind::parse).await {
         Ok(((), id)) => (id, bind(&context, asker)),
         Err(failure) => return fail(&failure),
     };
-    let recorder = context.gateway.recorder("", Route::Bind, &id);
+    let recorder = context.gateway.recorder("", Route::Bind, &id, &trace);
     match bound {
         Ok(out) => {
             recorder.answered();

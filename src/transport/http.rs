@@ -272,13 +272,14 @@ pub(super) async fn read_counted<T>(
         .get::<RequestId>()
         .cloned()
         .unwrap_or_else(RequestId::random);
-    let recorder = context.gateway.recorder("", route, &id);
+    let caller = caller(&parts.extensions);
+    let recorder = context.gateway.recorder("", route, &id, &caller.trace);
     let parsed = async {
         refuse_foreign_pages(&parts.headers)?;
         let accept = accept(&parts.headers);
         let head = Head {
             id: id.clone(),
-            caller: caller(&parts.extensions),
+            caller,
             accept: &accept,
             deadlines: deadlines(&parts.headers)?,
             created: clock::unix_seconds(),
@@ -302,14 +303,18 @@ pub(super) async fn read_counted<T>(
 /// Who asks, as [`early::judge`] has found out. On paths where nobody is asked, whoever is at the other end of
 /// the connection.
 pub(super) fn caller(extensions: &Extensions) -> Caller {
-    extensions.get().cloned().unwrap_or_else(|| {
+    let known = extensions.get().cloned().unwrap_or_else(|| {
         let peer = extensions.get::<Peer>();
         Caller {
             address: peer.map(|peer| peer.address.ip()),
             identity: peer.and_then(|peer| peer.identity.clone()),
             ..Caller::default()
         }
-    })
+    });
+    Caller {
+        trace: extensions.get().cloned().unwrap_or_default(),
+        ..known
+    }
 }
 
 pub(super) async fn read_body(

@@ -151,7 +151,7 @@ async fn simple<T>(
     };
     let recorder = context
         .gateway
-        .recorder(model(&asked), Route::Tokenize, &id);
+        .recorder(model(&asked), Route::Tokenize, &id, &caller.trace);
     match work(asked, &caller).await {
         Ok(out) => {
             recorder.answered();

@@ -91,7 +91,7 @@ async fn begin(
         Err(fault) => {
             context
                 .gateway
-                .recorder("", Route::Rpc, id)
+                .recorder("", Route::Rpc, id, &sender.caller().trace)
                 .refused(fault.failure());
             return once(|out| reply.fault(&fault, out));
         }
@@ -107,13 +107,19 @@ async fn begin(
             once(|out| reply.result(out, |out| models::write_list(&list, out)))
         }
         Method::Tokenize(asked) => {
-            let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
+            let recorder =
+                context
+                    .gateway
+                    .recorder(&asked.model, Route::Rpc, id, &sender.caller().trace);
             let mut out = BytesMut::new();
             let result = write_tokens(&context.gateway, sender.caller(), &asked, &mut out).await;
             result_or_failure(&reply, &recorder, result.map(|()| out))
         }
         Method::Detokenize(asked) => {
-            let recorder = context.gateway.recorder(&asked.model, Route::Rpc, id);
+            let recorder =
+                context
+                    .gateway
+                    .recorder(&asked.model, Route::Rpc, id, &sender.caller().trace);
             let gateway = &context.gateway;
             let pieces = gateway.detokenize(sender.caller(), &asked.model, &asked.tokens);
             let pieces = pieces.await;
@@ -158,7 +164,9 @@ async fn begin(
             Err(failure) => once(|out| reply.failure(&failure, out)),
         },
         Method::Bind => {
-            let recorder = context.gateway.recorder("", Route::Rpc, id);
+            let recorder = context
+                .gateway
+                .recorder("", Route::Rpc, id, &sender.caller().trace);
             result_or_failure(&reply, &recorder, bind::bind(context, sender.clone()))
         }
         Method::Ping => once(|out| reply.result(out, jsonrpc::write_pong)),

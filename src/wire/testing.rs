@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Answer, Head, Limits};
 use crate::generation::{
     Burst, Caller, Cancel, Deadlines, Failure, Finish, Opening, Record, Recorder, RequestId,
-    Source, TokenStream, Usage, Watch,
+    Source, Timeline, TokenStream, Usage, Watch,
 };
 
 /// A head with this `Accept` header.
@@ -182,5 +182,5 @@ impl Cancel for Ignore {
 impl Recorder for Ignore {
     fn gaps(&self, _: &[u32]) {}
     fn first_token(&self, _: Duration) {}
-    fn ended(&self, _: &Record, _: Option<&Failure>) {}
+    fn ended(&self, _: &Record, _: Option<&Failure>, _: Timeline) {}
 }

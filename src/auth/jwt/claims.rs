@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::config::Jwt;
 use super::{JwtRefusal, Verified};
-use crate::generation::{Caller, Rights, Scopes};
+use crate::generation::{Caller, Rights, Scopes, Trace};
 
 /// Most bytes of a name of any kind. Longer ones do not fit into a bound token.
 const MOST_NAME: usize = 256;
@@ -61,6 +61,7 @@ impl Claims {
             },
             until: Some(expires),
             stamp: 0,
+            trace: Trace::none(),
         };
         Ok(Verified { caller, expires })
     }

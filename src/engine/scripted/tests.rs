@@ -4,7 +4,7 @@ mod charged;
 
 use super::*;
 use crate::generation::{
-    Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, TokenStream, Watch,
+    Deadlines, Event, Opening, Outcome, Record, Recorder, RequestId, Timeline, TokenStream, Watch,
 };
 use std::sync::Mutex;
 use std::task::Waker;
@@ -15,7 +15,7 @@ struct Ledger(Mutex<Vec<Outcome>>);
 impl Recorder for Ledger {
     fn gaps(&self, _: &[u32]) {}
     fn first_token(&self, _: Duration) {}
-    fn ended(&self, record: &Record, _: Option<&Failure>) {
+    fn ended(&self, record: &Record, _: Option<&Failure>, _: Timeline) {
         self.0.lock().unwrap().push(record.outcome);
     }
 }

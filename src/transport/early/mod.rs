@@ -332,7 +332,11 @@ fn refuse(context: &Context, parts: &Parts, failure: &Failure) -> Response {
     let path = parts.uri.path();
     let route = route(path);
     if let (Some(route), Some(id)) = (route, parts.extensions.get::<RequestId>()) {
-        context.gateway.recorder("", route, id).refused(failure);
+        let trace = parts.extensions.get().cloned().unwrap_or_default();
+        context
+            .gateway
+            .recorder("", route, id, &trace)
+            .refused(failure);
     }
     let mut out = BytesMut::new();
     let refusal = match route {

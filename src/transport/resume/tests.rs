@@ -9,7 +9,7 @@ use tokio_stream::StreamExt;
 use super::*;
 use crate::generation::{
     Burst, Cancel, Deadlines, Finish, Opening, Outcome, Record, Recorder, RequestId, Source,
-    TokenStream, Usage, Watch,
+    Timeline, TokenStream, Usage, Watch,
 };
 use crate::wire::{Head, Limits, openai};
 
@@ -75,7 +75,7 @@ struct Outcomes(Arc<Mutex<Vec<Outcome>>>);
 impl Recorder for Outcomes {
     fn gaps(&self, _: &[u32]) {}
     fn first_token(&self, _: Duration) {}
-    fn ended(&self, record: &Record, _: Option<&Failure>) {
+    fn ended(&self, record: &Record, _: Option<&Failure>, _: Timeline) {
         self.0.lock().unwrap().push(record.outcome);
     }
 }
