@@ -32,7 +32,7 @@ pub use burst::{Burst, Event, Scored, TokenLogprob};
 pub use caller::{Caller, Rights, Scopes};
 pub use failure::{Failure, Kind, chain};
 pub use meter::{Ending, Meter, UsedUp};
-pub use outcome::{Finish, Outcome, Record, Recorder, Usage};
+pub use outcome::{Finish, Outcome, Record, Recorder, Usage, Waits};
 pub use queued::Queued;
 pub use request::{
     AdapterRef, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat, Request,

@@ -106,6 +106,25 @@ pub struct Record {
     pub duration: Duration,
     /// The longest wait between two tokens, in microseconds.
     pub max_gap_us: u32,
+    /// What it waited for.
+    pub waits: Waits,
+}
+
+/// What a request waited for, and whom it kept waiting. Of several choices, the first to get there counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// From acceptance to the end of the waiting line, if it got there.
+    pub queue: Option<Duration>,
+    /// From there until all of its prompt was read, if it was.
+    pub prefill: Option<Duration>,
+    /// How long its reader left it with what it was handed, in all.
+    pub stalled: Duration,
+    /// How often that was long enough to be told ([`super::Moment::Stalled`]).
+    pub stalls: u32,
+    /// How often a sequence of it left the batch because the reader was behind.
+    pub pauses: u32,
+    /// How often a sequence of it was set aside for others.
+    pub preemptions: u32,
 }
 
 /// Receives what a stream has to tell. Telemetry implements it; a stream calls it off the token path.

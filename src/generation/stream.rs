@@ -12,7 +12,7 @@ use tokio::task::coop;
 
 use super::{
     Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Outcome, Queued, Record,
-    Recorder, RequestId, Timeline, Usage, UsedUp, Watch, WatchGuard, clock,
+    Recorder, RequestId, Timeline, Usage, UsedUp, Waits, Watch, WatchGuard, clock,
 };
 
 /// One choice of one request, as an engine produces it.
@@ -476,6 +476,7 @@ impl Shared {
                 .then(|| Duration::from_micros(first.saturating_sub(self.accepted_at))),
             duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),
             max_gap_us: self.max_gap.load(Relaxed),
+            waits: Waits::default(),
         };
         let timeline = std::mem::take(&mut *self.timeline());
         ledger.recorder.ended(&record, failure, timeline);

@@ -32,6 +32,7 @@ use self::names::{
 };
 pub use self::route::Route;
 pub use self::transports::{ConnectionOpen, EarlyRequest, Handshake, TicketLoad, Transports};
+use super::steps::Steps;
 use crate::generation::Outcome;
 
 /// The model label of what names no configured model.
@@ -113,6 +114,10 @@ pub struct ModelLoad {
     pub prefix_bytes: u64,
     /// Prompt tokens found in the cache of prefixes since the model was loaded.
     pub prefix_hits: u64,
+    /// Prompt tokens looked up in it: those of every sequence that began where prefixes are kept.
+    pub prefix_queries: u64,
+    /// What the engine's steps took.
+    pub steps: Steps,
     /// KV cells in use.
     pub kv_used: u64,
     /// KV cells in all.
@@ -440,6 +445,8 @@ pub(super) mod tests {
                     kv_idle: 11,
                     prefix_bytes: 12,
                     prefix_hits: 14,
+                    prefix_queries: 15,
+                    steps: Steps::default(),
                     kv_used: 5,
                     kv_capacity: 6,
                     threads_decode: 7,

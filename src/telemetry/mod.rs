@@ -7,6 +7,7 @@ pub mod config;
 mod logs;
 mod metrics;
 mod request;
+mod steps;
 mod trace;
 
 pub use config::Config;
@@ -16,4 +17,5 @@ pub use metrics::{
     ModelMetrics, Route, Scope, Scrape, TicketLoad, Transports, Upkeep,
 };
 pub use request::RequestRecorder;
+pub use steps::Steps;
 pub use trace::Tracer;

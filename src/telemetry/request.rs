@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::metrics::{ModelMetrics, Route};
 use crate::generation::{
-    Failure, Outcome, Record, Recorder, RequestId, Timeline, Trace, Usage, Work, chain, clock,
+    Failure, Outcome, Record, Recorder, RequestId, Timeline, Trace, Usage, Waits, Work, chain,
+    clock,
 };
 
 /// Records one request. Made when the request is accepted, then given to its stream, or told that
@@ -74,6 +75,7 @@ impl RequestRecorder {
             time_to_first_token: None,
             duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),
             max_gap_us: 0,
+            waits: Waits::default(),
         }
     }
 
@@ -195,6 +197,7 @@ mod tests {
             time_to_first_token: Some(Duration::from_micros(1500)),
             duration: Duration::from_millis(40),
             max_gap_us: 2500,
+            waits: Waits::default(),
         }
     }
 

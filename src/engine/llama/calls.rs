@@ -52,7 +52,8 @@ impl Worker {
         }
         let began_us = clock::micros();
         let done = self.compute(Phase::Decode);
-        let took_us = clock::micros().saturating_sub(began_us);
+        let at = clock::micros();
+        let took_us = at.saturating_sub(began_us);
         match done {
             Ok(()) => {
                 // Drafts are a part of what a step of decoding takes.
@@ -60,17 +61,17 @@ impl Worker {
                 self.rates.decoded(took_us + drafts_us);
                 self.row_ns = took_us.saturating_mul(1000) / (self.batch.len() as u64).max(1);
                 self.costs.measured(self.batch.len(), took_us);
+                let counters = &self.setup.counters;
+                counters.steps.decoded(self.batch.len(), took_us);
                 let ids = self.rows.iter().map(|&(id, _)| id);
                 self.dense.measured(ids, took_us);
                 self.planner.decoded(plan, took_us + drafts_us);
-                let at = clock::micros();
                 let (sequences, drafted) = (self.rows.len(), self.batch.len() - self.rows.len());
                 self.share_rows(at);
                 let rows = self.rows.len();
                 let right = self.setup.counters.accepted_drafts.load(Relaxed);
-                self.sample_rows();
+                let sampling_us = self.sample_rows(at);
                 let right = self.setup.counters.accepted_drafts.load(Relaxed) - right;
-                let sampling_us = clock::micros().saturating_sub(at);
                 self.setup.pool.sampled(rows, sampling_us);
                 let step_us = drafts_us + took_us + sampling_us;
                 self.trials.took(sequences as u64 + right, drafted, step_us);
@@ -204,6 +205,8 @@ impl Worker {
         let took_us = ended_us.saturating_sub(began_us);
         let rows = count(self.batch.len());
         self.rates.prefilled(rows, took_us);
+        let counters = &self.setup.counters;
+        counters.steps.prefilled(self.batch.len(), took_us);
         self.planner.prefilled(plan, took_us);
         for run in &plan.prefill {
             let Some(sequence) = self.sequence_mut(run.id) else {
@@ -225,7 +228,7 @@ impl Worker {
                 self.took_lead(ended_us.saturating_sub(sequence.admitted_us));
             }
         }
-        self.sample_rows();
+        self.sample_rows(ended_us);
         true
     }
 
@@ -316,11 +319,10 @@ impl Worker {
         }
     }
 
-    /// Chooses the next tokens of every sequence of the last call, pushes them, and wakes the readers
-    /// once.
-    fn sample_rows(&mut self) {
+    /// Chooses the next tokens of every sequence of the last call, which ended at `at`, pushes them, and
+    /// wakes the readers once. Returns the microseconds that this took.
+    fn sample_rows(&mut self, at: u64) -> u64 {
         self.failed_calls = 0;
-        let at = clock::micros();
         for index in 0..self.rows.len() {
             let (id, row) = self.rows[index];
             let end = self.sample(id, row, at);
@@ -330,6 +332,7 @@ impl Worker {
                 sequence.job.end(end);
             }
         }
+        let sampled_us = clock::micros();
         for index in 0..self.rows.len() {
             let (id, _) = self.rows[index];
             let Some(sequence) = self.sequence(id) else {
@@ -343,6 +346,11 @@ impl Worker {
             };
             self.release(id, sound);
         }
+        let emitted_us = clock::micros();
+        let sample_us = sampled_us.saturating_sub(at);
+        let emit_us = emitted_us.saturating_sub(sampled_us);
+        self.setup.counters.steps.sampled(sample_us, emit_us);
+        sample_us + emit_us
     }
 
     /// Chooses and pushes the next token of a sequence, and one more for each draft that was right; the

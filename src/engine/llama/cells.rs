@@ -173,6 +173,11 @@ impl Worker {
         sequence.job.ring.set_queued(None);
         sequence.may_follow = sequence.generated.is_empty() && self.shares();
         let is_parked = sequence.parked.is_some();
+        if !is_parked && self.shares() {
+            let looked_up = u64::from(sequence.prompt_len());
+            let queries = &self.setup.counters.prefix_queries;
+            queries.fetch_add(looked_up, Relaxed);
+        }
         self.slots[id as usize] = Slot::Busy(sequence);
         self.setup.counters.running.fetch_add(1, Relaxed);
         if let Some(queued) = queued {

@@ -8,6 +8,7 @@ use super::adapters::AdapterSet;
 use super::places::Place;
 use super::prefix::{Key, Root};
 use super::sampling::Sampler;
+use super::steps::StepCounters;
 use crate::engine::Layout;
 use crate::engine::drain::Forecast;
 use crate::engine::ring::{End, Ring};
@@ -47,6 +48,10 @@ pub(super) struct Counters {
     pub(super) prefix_bytes: AtomicU64,
     /// Prompt tokens that were found in the cache.
     pub(super) prefix_hits: AtomicU64,
+    /// Prompt tokens that were looked up in it.
+    pub(super) prefix_queries: AtomicU64,
+    /// What steps took.
+    pub(super) steps: StepCounters,
     /// How the KV cache is laid out. Locked for the time of a copy, and written when that changes.
     pub(super) layout: Mutex<Layout>,
     /// Draft tokens tried, and those that were right.

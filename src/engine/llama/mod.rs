@@ -35,6 +35,7 @@ mod shift;
 mod shim;
 mod source;
 mod speculate;
+mod steps;
 mod template;
 mod vectors;
 mod threads;
@@ -476,6 +477,8 @@ impl Engine for LlamaEngine {
             kv_idle: counters.kv_idle.load(Relaxed),
             prefix_bytes: counters.prefix_bytes.load(Relaxed),
             prefix_hits: counters.prefix_hits.load(Relaxed),
+            prefix_queries: counters.prefix_queries.load(Relaxed),
+            steps: counters.steps.read(),
             kv_used: counters.kv_used.load(Relaxed),
             kv_capacity: self.kv_capacity,
             threads_decode: self.threads.decode.load(Relaxed),

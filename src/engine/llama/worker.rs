@@ -236,6 +236,7 @@ pub(super) struct Worker {
 
 impl Worker {
     fn step(&mut self) -> Step {
+        let began_us = clock::micros();
         if !self.take_work() || self.gives_up() {
             return Step::End;
         }
@@ -274,6 +275,10 @@ impl Worker {
         self.collect(true);
         let saved = self.save_ended(!(decoded || prefilled || embedded));
         self.publish();
+        if decoded || prefilled || embedded {
+            let took_us = clock::micros().saturating_sub(began_us);
+            self.setup.counters.steps.step(took_us);
+        }
         let is_idle = plan.is_idle() && !saved && !embedded && self.copied_us == 0;
         self.plan = plan;
         if is_idle {
