@@ -4,16 +4,19 @@
 //! thread of their own; when the queue is full a line is dropped and counted.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use tracing::Subscriber;
+use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::{Registry, fmt, reload};
 
-use super::config::{Config, Format};
+use super::config::{Config, Filter, Format};
 
 /// Lines that may wait to be written: about two megabytes, or a second of heavy logging.
 const QUEUE: usize = 4096;
@@ -23,8 +26,40 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The log of this process. Dropping it writes what is queued, for at most a second.
 pub struct Logs {
+    writer: LineWriter,
+    control: LogControl,
+}
+
+/// The thread that writes lines. Dropping it writes what is queued, for at most a second.
+struct LineWriter {
     queue: Arc<Queue>,
     finished: Receiver<()>,
+}
+
+/// Changes which events are logged, while the process runs.
+#[derive(Clone)]
+pub struct LogControl {
+    filter: Arc<Mutex<Filter>>,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+impl LogControl {
+    /// Logs what this filter lets through from now on.
+    pub fn set(&self, filter: &Filter) {
+        // Held over both, so that two callers at once leave what they say they leave.
+        let mut current = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        // It fails only where the log is gone, and then nothing is logged anyway.
+        if self.handle.reload(filter.env_filter()).is_ok() {
+            current.clone_from(filter);
+        }
+    }
+
+    /// The filter of now.
+    #[must_use]
+    pub fn current(&self) -> Filter {
+        let current = self.filter.lock();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Why there is no log.
@@ -45,17 +80,26 @@ impl Logs {
     /// The thread cannot be started, or a log is already set up.
     pub fn install(config: &Config) -> Result<Self, LogError> {
         let terminal = io::stderr().is_terminal();
-        let (logs, lines) = Self::start(io::stderr())?;
-        tracing::subscriber::set_global_default(subscriber(config, terminal, lines))?;
-        Ok(logs)
+        let (writer, lines) = LineWriter::start(io::stderr())?;
+        let (subscriber, control) = subscriber(config, terminal, lines);
+        tracing::subscriber::set_global_default(subscriber)?;
+        Ok(Self { writer, control })
+    }
+
+    /// What changes the filter.
+    #[must_use]
+    pub fn handle(&self) -> LogControl {
+        self.control.clone()
     }
 
     /// A reader of the number of lines dropped so far, for whoever exports it.
     pub fn dropped(&self) -> impl Fn() -> u64 + Clone + Send + Sync + 'static {
-        let queue = self.queue.clone();
+        let queue = self.writer.queue.clone();
         move || queue.dropped.load(Ordering::Relaxed)
     }
+}
 
+impl LineWriter {
     fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Lines)> {
         let (sender, receiver) = sync_channel(QUEUE);
         let (finish, finished) = sync_channel(1);
@@ -77,7 +121,7 @@ impl Logs {
     }
 }
 
-impl Drop for Logs {
+impl Drop for LineWriter {
     fn drop(&mut self) {
         self.queue.closing.store(true, Ordering::Release);
         // Wakes the thread if it sleeps. If the queue is full it is awake, and sees the flag.
@@ -135,12 +179,25 @@ impl Write for Lines {
     }
 }
 
-/// The formatter and filter of `config`, writing to `writer`.
+/// The formatter and filter of `config`, writing to `writer`, and what changes the filter.
 pub(super) fn subscriber<W>(
     config: &Config,
     terminal: bool,
     writer: W,
-) -> Box<dyn Subscriber + Send + Sync>
+) -> (Box<dyn Subscriber + Send + Sync>, LogControl)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(config.log.env_filter());
+    let lines = lines(config, terminal, writer).with_filter(filter);
+    let control = LogControl {
+        filter: Arc::new(Mutex::new(config.log.clone())),
+        handle,
+    };
+    (Box::new(Registry::default().with(lines)), control)
+}
+
+fn lines<W>(config: &Config, terminal: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -150,19 +207,18 @@ where
         Format::Auto => !terminal,
     };
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(config.log.env_filter())
+    let layer = fmt::layer()
         .with_writer(writer)
         .with_ansi(terminal && !plain);
     if json {
-        let builder = builder
+        let layer = layer
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false);
-        Box::new(builder.finish())
+        Box::new(layer)
     } else {
-        Box::new(builder.finish())
+        Box::new(layer)
     }
 }
 
@@ -212,8 +268,8 @@ mod tests {
     #[test]
     fn all_lines_are_written_before_the_end() {
         let pipe = Pipe::default();
-        let (logs, lines) = Logs::start(pipe.clone()).unwrap();
-        let subscriber = subscriber(&Config::default(), false, lines);
+        let (logs, lines) = LineWriter::start(pipe.clone()).unwrap();
+        let (subscriber, _) = subscriber(&Config::default(), false, lines);
         tracing::subscriber::with_default(subscriber, || {
             for number in 0..1000 {
                 tracing::info!(number, "line");
@@ -227,13 +283,13 @@ mod tests {
     fn a_blocked_pipe_costs_lines_and_never_a_wait() {
         let pipe = Pipe::default();
         pipe.block(true);
-        let (logs, mut lines) = Logs::start(pipe.clone()).unwrap();
+        let (logs, mut lines) = LineWriter::start(pipe.clone()).unwrap();
         let sent = QUEUE + 100;
         for _ in 0..sent {
             lines.write_all(b"line\n").unwrap();
         }
         // One line may be in the thread's hands, beside those in the queue.
-        let dropped = logs.dropped()();
+        let dropped = logs.queue.dropped.load(Ordering::Relaxed);
         assert!((99..=100).contains(&dropped), "{dropped}");
         pipe.block(false);
         drop(logs);
@@ -244,7 +300,7 @@ mod tests {
     fn the_end_does_not_wait_for_ever() {
         let pipe = Pipe::default();
         pipe.block(true);
-        let (logs, mut lines) = Logs::start(pipe.clone()).unwrap();
+        let (logs, mut lines) = LineWriter::start(pipe.clone()).unwrap();
         lines.write_all(b"line\n").unwrap();
         drop(logs);
         pipe.block(false);
@@ -253,16 +309,39 @@ mod tests {
     #[test]
     fn the_filter_decides() {
         let pipe = Pipe::default();
-        let (logs, lines) = Logs::start(pipe.clone()).unwrap();
+        let (logs, lines) = LineWriter::start(pipe.clone()).unwrap();
         let config = Config {
             log: "warn".to_owned().try_into().unwrap(),
             ..Config::default()
         };
-        tracing::subscriber::with_default(subscriber(&config, true, lines), || {
+        let (subscriber, _) = subscriber(&config, true, lines);
+        tracing::subscriber::with_default(subscriber, || {
             tracing::info!("hidden");
             tracing::warn!("shown");
         });
         drop(logs);
         assert_eq!(pipe.lines(), 1);
+    }
+
+    #[test]
+    fn the_filter_can_be_changed_while_it_runs() {
+        let pipe = Pipe::default();
+        let (logs, lines) = LineWriter::start(pipe.clone()).unwrap();
+        let (subscriber, control) = subscriber(&Config::default(), false, lines);
+        let say = || tracing::debug!("detail");
+        tracing::subscriber::with_default(subscriber, || {
+            say();
+            let detailed = Filter::try_from("debug".to_owned()).unwrap();
+            control.set(&detailed);
+            assert_eq!(control.current(), detailed);
+            say();
+            control.set(&Filter::default());
+            say();
+        });
+        drop(logs);
+        assert_eq!(pipe.lines(), 1);
+        // Nobody logs here any more: it stays as it was.
+        control.set(&Filter::try_from("off".to_owned()).unwrap());
+        assert_eq!(control.current(), Filter::default());
     }
 }

@@ -11,7 +11,7 @@ mod steps;
 mod trace;
 
 pub use config::Config;
-pub use logs::{LogError, Logs};
+pub use logs::{LogControl, LogError, Logs};
 pub use metrics::{
     ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelLoad,
     ModelMetrics, Route, Scope, Scrape, TicketLoad, Transports, Upkeep,

@@ -214,7 +214,7 @@ mod tests {
         };
         let sink = out.clone();
         let make = move || Sink(sink.clone());
-        let subscriber = super::super::logs::subscriber(&config, false, make);
+        let (subscriber, _) = super::super::logs::subscriber(&config, false, make);
         tracing::subscriber::with_default(subscriber, run);
         String::from_utf8(out.lock().unwrap().clone()).unwrap()
     }
