@@ -68,7 +68,7 @@ fn burst_of(tokens: usize) -> Burst {
     let mut burst = Burst::with_limit(tokens);
     for (at, piece) in (1..).zip(PIECES.iter().cycle().take(tokens)) {
         let from = burst.buffer().len();
-        burst.token(0, at);
+        burst.token(0, at, piece.len());
         burst.buffer().push_str(piece);
         burst.text(0, from, burst.scored_mark());
     }

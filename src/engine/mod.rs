@@ -6,6 +6,7 @@
 mod child;
 pub mod config;
 mod drain;
+mod history;
 pub mod isolated;
 pub mod llama;
 mod ring;

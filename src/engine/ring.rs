@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
 
-use crate::generation::{Cancel, Failure, Finish, Queued};
+use super::history::History;
+use crate::generation::{Cancel, Failure, Finish, Happened, Moment, Queued};
 
 /// How a sequence ended, as the engine saw it.
 #[derive(Clone, Debug)]
@@ -85,6 +86,8 @@ pub(crate) struct Ring {
     cached: AtomicU32,
     /// Its place in line, and the milliseconds that it is likely to wait; 0 while it does not.
     queued: AtomicU64,
+    /// What else happened to it.
+    history: History,
     reader: AtomicWaker,
     engine: Bell,
 }
@@ -108,6 +111,7 @@ impl Ring {
             end: OnceLock::new(),
             cached: AtomicU32::new(0),
             queued: AtomicU64::new(0),
+            history: History::default(),
             reader: AtomicWaker::new(),
             engine,
         })
@@ -134,6 +138,11 @@ impl Ring {
             u64::from(queued.position) << 32 | u64::from(estimate)
         });
         self.queued.store(word, Relaxed);
+    }
+
+    /// Notes what happened to the sequence, for whoever asks.
+    pub(crate) fn note(&self, at: u64, moment: Moment) {
+        self.history.note(at, moment);
     }
 
     /// Whether a token fits. If not, the ring is marked as paused until the reader has caught up.
@@ -277,6 +286,10 @@ impl Cancel for Ring {
         if !self.cancelled.swap(true, SeqCst) && self.end.get().is_none() {
             self.engine.ring();
         }
+    }
+
+    fn moments(&self, seen: u32, tell: &mut dyn FnMut(u64, Moment)) -> Happened {
+        self.history.tell(seen, tell)
     }
 }
 

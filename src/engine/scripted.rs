@@ -27,11 +27,12 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use self::play::{Play, changed};
 use self::slots::{Slot, Slots};
 use super::config::Script;
+use super::history::History;
 use super::text::{Flow, TextAssembler};
 use super::{Card, Engine, Gauges, Layout, Started, TokenizeOptions};
 use crate::generation::{
-    BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Input, Kind, Queued, Request,
-    RerankRequest, Scores, Source, Usage, Vectors, clock,
+    BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Happened, Input, Kind, Moment, Queued,
+    Request, RerankRequest, Scores, Source, Usage, Vectors, clock,
 };
 use crate::telemetry::ModelLoad;
 
@@ -162,6 +163,10 @@ impl ScriptedEngine {
         let script = Arc::new(Play::new(script, request.max_tokens));
         let started = Instant::now();
         let sources = (0..request.choices()).map(|choice| {
+            let running = Running::new(&self.counters, slots.next());
+            if self.slots.is_none() {
+                running.note(started, Moment::Admitted);
+            }
             Box::new(ScriptedSource {
                 play: script.clone(),
                 choice: u32::try_from(choice).unwrap_or(u32::MAX),
@@ -172,7 +177,7 @@ impl ScriptedEngine {
                 ring: self.ring,
                 text: TextAssembler::new(&request.stop),
                 sleep: None,
-                running: Running::new(&self.counters, slots.next()),
+                running,
                 death: self.death.clone(),
                 died: Box::pin(self.death.clone().cancelled_owned()),
             }) as Box<dyn Source>
@@ -279,6 +284,7 @@ struct Running {
     ended: AtomicBool,
     /// Given back with the end.
     slot: Mutex<Option<Slot>>,
+    history: History,
 }
 
 impl Running {
@@ -288,6 +294,7 @@ impl Running {
             counters: counters.clone(),
             ended: AtomicBool::new(false),
             slot: Mutex::new(slot),
+            history: History::default(),
         })
     }
 
@@ -296,6 +303,10 @@ impl Running {
         let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.as_ref()
             .map_or(Poll::Ready(()), |slot| slot.poll_begun(cx))
+    }
+
+    fn note(&self, at: Instant, moment: Moment) {
+        self.history.note(clock::micros_of(at.into_std()), moment);
     }
 
     fn queued(&self) -> Option<Queued> {
@@ -311,6 +322,10 @@ impl Cancel for Running {
             let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
             drop(slot.take());
         }
+    }
+
+    fn moments(&self, seen: u32, tell: &mut dyn FnMut(u64, Moment)) -> Happened {
+        self.history.tell(seen, tell)
     }
 }
 
@@ -354,6 +369,7 @@ impl ScriptedSource {
         if self.running.poll_begun(cx).is_ready() {
             self.is_waiting = false;
             self.base = Instant::now();
+            self.running.note(self.base, Moment::Admitted);
             self.sleep = None;
             return Poll::Ready(Ok(()));
         }
@@ -385,12 +401,14 @@ impl ScriptedSource {
         let late = now.saturating_duration_since(full);
         if !late.is_zero() {
             self.base += late;
+            self.running.note(full, Moment::Paused);
+            self.running.note(now, Moment::Resumed);
             self.running.counters.pauses.fetch_add(1, Relaxed);
         }
     }
 
     fn token(&mut self, burst: &mut Burst, at: u64) -> Flow {
-        burst.token(self.choice, at);
+        burst.token(self.choice, at, self.play.token_bytes);
         let from = burst.buffer().len();
         let mut flow = Flow::Goes;
         let (play, text) = (&self.play, &mut self.text);
@@ -462,6 +480,9 @@ impl Source for ScriptedSource {
             took = true;
             // Without a pace, all tokens are due at the start; they are made now.
             let at = if self.play.pace.is_zero() { now } else { due };
+            if self.next == 0 {
+                self.running.note(due, Moment::Prefilled);
+            }
             if self.token(burst, clock::micros_of(at.into_std())) == Flow::Stopped {
                 burst.finish(self.choice, Finish::Stop);
                 return Poll::Ready(());

@@ -98,7 +98,7 @@ impl Gateway {
         // Counts the request however it ends; dropped untold, as a caller who left.
         let trace = &request.caller.trace;
         let recorder = Arc::new(self.recorder(&request.model, route, &request.id, trace));
-        let result = self.start(request, recorder.clone()).await;
+        let result = self.start(request, route, recorder.clone()).await;
         if let Err(failure) = &result {
             recorder.refused(failure);
         }
@@ -108,6 +108,7 @@ impl Gateway {
     async fn start(
         &self,
         mut request: Request,
+        route: Route,
         recorder: Arc<RequestRecorder>,
     ) -> Result<TokenStream, Failure> {
         let accepted_at = clock::task_micros();
@@ -125,6 +126,8 @@ impl Gateway {
         let opening = Opening {
             id: request.id,
             owner: request.caller.identity.clone(),
+            model: engine.card().name.clone(),
+            route: route.as_str(),
             accepted_at,
             usage: started.usage,
             deterministic: engine.card().deterministic,

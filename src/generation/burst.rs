@@ -80,6 +80,17 @@ struct ScoredEntry {
     top: (u32, u32),
 }
 
+/// A token as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenTime {
+    /// Which choice it is of.
+    pub choice: u32,
+    /// Bytes of its text, shown or not; 255 stands for more, too.
+    pub bytes: u8,
+    /// When it was generated.
+    pub at: u64,
+}
+
 #[derive(Debug)]
 enum Entry {
     Text {
@@ -104,7 +115,7 @@ pub struct Burst {
     entries: Vec<Entry>,
     scored: Vec<ScoredEntry>,
     alternatives: Vec<ScoredEntry>,
-    pub(super) times: Vec<(u32, u64)>,
+    pub(super) times: Vec<TokenTime>,
     pub(super) cached: u32,
     pub(super) usage: Usage,
     pub(super) counts: Vec<u32>,
@@ -172,9 +183,9 @@ impl Burst {
         self.times.len()
     }
 
-    /// Each token counted in this burst: its choice, and when it was generated.
+    /// Each token counted in this burst.
     #[must_use]
-    pub fn times(&self) -> &[(u32, u64)] {
+    pub fn times(&self) -> &[TokenTime] {
         &self.times
     }
 
@@ -245,10 +256,11 @@ impl Burst {
 
     // === what sources write ===
 
-    /// Counts one token of a choice, generated at `at` (see [`super::clock`]), whether or not text
-    /// comes of it now.
-    pub fn token(&mut self, choice: u32, at: u64) {
-        self.times.push((choice, at));
+    /// Counts one token of a choice, generated at `at` (see [`super::clock`]), of so many bytes, whether
+    /// or not text comes of it now.
+    pub fn token(&mut self, choice: u32, at: u64, bytes: usize) {
+        let bytes = u8::try_from(bytes).unwrap_or(u8::MAX);
+        self.times.push(TokenTime { choice, bytes, at });
     }
 
     /// Counts prompt tokens whose K/V was not computed for this request, because an earlier or a
@@ -384,7 +396,7 @@ mod tests {
     fn text_and_logprobs_come_out_as_they_went_in() {
         let bytes: [&[u8]; 3] = [b"a", b"\xe4", b"c"];
         let mut burst = Burst::with_limit(4);
-        burst.token(1, 7);
+        burst.token(1, 7, 1);
         let (from, mark) = (burst.buffer().len(), burst.scored_mark());
         burst.buffer().push('a');
         burst.logprob(0, -0.5, &[(0, -0.5), (1, -2.0)], |t| bytes[t as usize]);

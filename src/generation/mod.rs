@@ -28,7 +28,7 @@ mod watch;
 
 use std::pin::Pin;
 
-pub use burst::{Burst, Event, Scored, TokenLogprob};
+pub use burst::{Burst, Event, Scored, TokenLogprob, TokenTime};
 pub use caller::{Caller, Rights, Scopes};
 pub use failure::{Failure, Kind, chain};
 pub use meter::{Ending, Meter, UsedUp};
@@ -38,8 +38,8 @@ pub use request::{
     AdapterRef, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat, Request,
     RequestId, Role, Sampling, UseAdapter, Xtc,
 };
-pub use stream::{Cancel, Opening, Permit, Source, TokenStream};
-pub use timeline::{Moment, Timeline};
+pub use stream::{Cancel, Happened, Opening, Permit, Source, TokenStream};
+pub use timeline::{Gap, Moment, Timeline};
 pub use trace::{Exchange, Told, Trace, TraceContext, TraceSink, Work};
 pub use vectors::{EmbedRequest, RerankRequest, Scores, Vectors};
 pub use watch::{Watch, WatchGuard};

@@ -11,8 +11,8 @@ use atomic_waker::AtomicWaker;
 use tokio::task::coop;
 
 use super::{
-    Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Outcome, Queued, Record,
-    Recorder, RequestId, Timeline, Usage, UsedUp, Waits, Watch, WatchGuard, clock,
+    Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Moment, Outcome, Queued, Record,
+    Recorder, RequestId, Timeline, TokenTime, Usage, UsedUp, Waits, Watch, WatchGuard, clock,
 };
 
 /// One choice of one request, as an engine produces it.
@@ -40,6 +40,23 @@ pub trait Source: Send {
 pub trait Cancel: Send + Sync {
     /// Frees what the source holds in its engine, at its next step.
     fn cancel(&self);
+
+    /// Tells what has happened to the source beside its tokens, oldest first, but for the first `seen`
+    /// things; and how much there was of it in all. Whatever is not kept any more is only counted.
+    fn moments(&self, _seen: u32, _tell: &mut dyn FnMut(u64, Moment)) -> Happened {
+        Happened::default()
+    }
+}
+
+/// How much has happened to one source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Happened {
+    /// Moments in all.
+    pub moments: u32,
+    /// Of these, [`Moment::Paused`].
+    pub pauses: u32,
+    /// Of these, [`Moment::Preempted`].
+    pub preemptions: u32,
 }
 
 /// Something that is given back by being dropped: a place in a limit, a gauge.
@@ -51,6 +68,10 @@ pub struct Opening {
     pub id: RequestId,
     /// Who asked, if that was proved; nobody else may cancel it.
     pub owner: Option<Arc<str>>,
+    /// The model's name.
+    pub model: Arc<str>,
+    /// The name under which its route is counted.
+    pub route: &'static str,
     /// When the request was accepted ([`clock::task_micros`]).
     pub accepted_at: u64,
     /// Tokens of the prompt(s). Those that were cached are counted as the sources tell of them.
@@ -82,6 +103,8 @@ pub struct TokenStream {
     /// Tokens of each choice that no burst has told of.
     untold: Vec<u32>,
     gaps: Vec<u32>,
+    /// Tokens of several choices, to be put in order.
+    mixed: Vec<TokenTime>,
     recorder: Arc<dyn Recorder>,
     /// Sources that have not ended.
     open: usize,
@@ -95,6 +118,10 @@ pub struct TokenStream {
 /// Gaps gathered before they are handed to the recorder: one call per 64 tokens.
 const GAPS_AT_ONCE: usize = 64;
 
+/// A reader that leaves what it was handed for longer than this is noted: a quarter of a second is what a
+/// person sees.
+const STALL_US: u64 = 250_000;
+
 impl TokenStream {
     /// Opens a stream over `sources`, watched by `watch`.
     #[must_use]
@@ -102,6 +129,8 @@ impl TokenStream {
         let shared = Arc::new(Shared {
             id: opening.id,
             owner: opening.owner,
+            model: opening.model,
+            route: opening.route,
             accepted_at: opening.accepted_at,
             usage: opening.usage,
             deterministic: opening.deterministic,
@@ -111,6 +140,8 @@ impl TokenStream {
             cut: OnceLock::new(),
             handed_at: AtomicU64::new(0),
             asked_at: AtomicU64::new(0),
+            stalled_us: AtomicU64::new(0),
+            stalls: AtomicU32::new(0),
             first_at: AtomicU64::new(0),
             last_at: AtomicU64::new(0),
             tokens: AtomicU32::new(0),
@@ -130,6 +161,7 @@ impl TokenStream {
             last_token: vec![0; sources.len()],
             untold: vec![0; sources.len()],
             gaps: Vec::new(),
+            mixed: Vec::new(),
             recorder: opening.recorder,
             open: sources.len(),
             sources: sources.into_iter().map(Some).collect(),
@@ -185,9 +217,13 @@ impl TokenStream {
             self.close(failure.kind.outcome(), Some(&failure));
             return Poll::Ready(true);
         }
-        let was_handed = self.shared.handed_at.swap(0, Relaxed) != 0;
-        if was_handed && !std::mem::take(&mut self.is_waiting) {
-            self.shared.asked_at.store(clock::task_micros(), Relaxed);
+        let handed = self.shared.handed_at.swap(0, Relaxed);
+        if handed != 0 {
+            let now = clock::task_micros();
+            self.shared.came_back(handed, now);
+            if !std::mem::take(&mut self.is_waiting) {
+                self.shared.asked_at.store(now, Relaxed);
+            }
         }
         loop {
             self.fill(cx, burst);
@@ -306,9 +342,9 @@ impl TokenStream {
             shared.cached.fetch_add(burst.cached, Relaxed);
         }
         let times = &burst.times[from..];
-        let &(_, last) = times.last()?;
+        let last = times.last()?.at;
         if shared.first_at.load(Relaxed) == 0 {
-            let first = times[0].1;
+            let first = times[0].at;
             shared.first_at.store(first, Relaxed);
             self.recorder.first_token(Duration::from_micros(
                 first.saturating_sub(shared.accepted_at),
@@ -318,9 +354,7 @@ impl TokenStream {
         let tokens = u32::try_from(times.len()).unwrap_or(u32::MAX);
         shared.tokens.fetch_add(tokens, Relaxed);
         let mut max_gap = shared.max_gap.load(Relaxed);
-        let mut timeline = shared.timeline();
-        for &(choice, at) in times {
-            timeline.token(at, choice, 0);
+        for &TokenTime { choice, at, .. } in times {
             let Some(last) = self.last_token.get_mut(choice as usize) else {
                 continue;
             };
@@ -332,8 +366,21 @@ impl TokenStream {
             }
             *last = at;
         }
-        drop(timeline);
         shared.max_gap.store(max_gap, Relaxed);
+        let mut timeline = shared.timeline();
+        let times = if self.last_token.len() == 1 {
+            times
+        } else {
+            // Each choice was asked in turn, and may have told of several steps.
+            self.mixed.clear();
+            self.mixed.extend_from_slice(times);
+            self.mixed.sort_by_key(|token| token.at);
+            &self.mixed
+        };
+        for &TokenTime { choice, bytes, at } in times {
+            timeline.token(at, choice, bytes.into());
+        }
+        drop(timeline);
         if self.gaps.len() >= GAPS_AT_ONCE {
             self.recorder.gaps(&self.gaps);
             self.gaps.clear();
@@ -377,6 +424,8 @@ struct Ledger {
 pub(super) struct Shared {
     pub(super) id: RequestId,
     pub(super) owner: Option<Arc<str>>,
+    model: Arc<str>,
+    route: &'static str,
     accepted_at: u64,
     usage: Usage,
     deterministic: bool,
@@ -388,6 +437,9 @@ pub(super) struct Shared {
     handed_at: AtomicU64,
     /// When the reader last came back for more.
     asked_at: AtomicU64,
+    /// How long it had left what it was handed by then, in all, and how often that was long.
+    stalled_us: AtomicU64,
+    stalls: AtomicU32,
     first_at: AtomicU64,
     last_at: AtomicU64,
     tokens: AtomicU32,
@@ -409,6 +461,18 @@ impl Shared {
             completion_tokens: self.tokens.load(Relaxed),
             cached_tokens: self.cached.load(Relaxed),
             ..self.usage
+        }
+    }
+
+    /// The reader comes at `now` for more than it was handed before.
+    fn came_back(&self, handed: u64, now: u64) {
+        let away = now.saturating_sub(handed);
+        // Only the stream writes these, until it is ended.
+        let stalled = self.stalled_us.load(Relaxed).saturating_add(away);
+        self.stalled_us.store(stalled, Relaxed);
+        if away > STALL_US {
+            self.stalls.fetch_add(1, Relaxed);
+            self.timeline().moment(handed, Moment::Stalled(away));
         }
     }
 
@@ -467,6 +531,12 @@ impl Shared {
         for cancel in &ledger.cancels {
             cancel.cancel();
         }
+        let now = clock::task_micros();
+        let handed = self.handed_at.load(Relaxed);
+        if handed != 0 {
+            self.came_back(handed, now);
+        }
+        let waits = self.waits(&ledger);
         let first = self.first_at.load(Relaxed);
         let record = Record {
             outcome,
@@ -474,13 +544,46 @@ impl Shared {
             usage: self.usage(),
             time_to_first_token: (first != 0)
                 .then(|| Duration::from_micros(first.saturating_sub(self.accepted_at))),
-            duration: Duration::from_micros(clock::task_micros().saturating_sub(self.accepted_at)),
+            duration: Duration::from_micros(now.saturating_sub(self.accepted_at)),
             max_gap_us: self.max_gap.load(Relaxed),
-            waits: Waits::default(),
+            waits,
         };
         let timeline = std::mem::take(&mut *self.timeline());
         ledger.recorder.ended(&record, failure, timeline);
         drop(ledger.permits);
+    }
+}
+
+impl Shared {
+    /// Gathers what happened to the sources.
+    fn waits(&self, ledger: &Ledger) -> Waits {
+        let (mut admitted, mut prefilled) = (None::<u64>, None::<u64>);
+        let (mut pauses, mut preemptions) = (0, 0);
+        let mut timeline = self.timeline();
+        for cancel in &ledger.cancels {
+            let happened = cancel.moments(0, &mut |at, moment| {
+                let first = match moment {
+                    Moment::Admitted => Some(&mut admitted),
+                    Moment::Prefilled => Some(&mut prefilled),
+                    _ => None,
+                };
+                if let Some(first) = first {
+                    *first = Some(first.map_or(at, |first| first.min(at)));
+                }
+                timeline.moment(at, moment);
+            });
+            pauses += happened.pauses;
+            preemptions += happened.preemptions;
+        }
+        let between = |from: u64, to: u64| Duration::from_micros(to.saturating_sub(from));
+        Waits {
+            queue: admitted.map(|at| between(self.accepted_at, at)),
+            prefill: admitted.zip(prefilled).map(|(from, to)| between(from, to)),
+            stalled: Duration::from_micros(self.stalled_us.load(Relaxed)),
+            stalls: self.stalls.load(Relaxed),
+            pauses,
+            preemptions,
+        }
     }
 }
 

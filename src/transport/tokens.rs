@@ -203,7 +203,7 @@ impl TokenBody {
                 continue;
             }
             let first = self.burst.times().first();
-            let waited = first.map_or(0, |(_, at)| clock::task_micros().saturating_sub(*at));
+            let waited = first.map_or(0, |first| clock::task_micros().saturating_sub(first.at));
             let waited = Duration::from_micros(waited);
             self.held_until = self.pacer.hold(self.out.len(), waited, Instant::now());
             if self.held_until.is_none() {

@@ -120,6 +120,8 @@ fn stream(choices: usize, steps: Vec<Step>) -> TokenStream {
     let opening = Opening {
         id: RequestId::random(),
         owner: None,
+        model: "m".into(),
+        route: "chat",
         accepted_at: 1,
         usage: USAGE,
         deterministic: false,
@@ -143,12 +145,12 @@ impl Source for Script {
                 Step::Flush if any => return Poll::Ready(()),
                 Step::Flush => return Poll::Pending,
                 Step::Text(choice, text) => {
-                    burst.token(choice, 1);
+                    burst.token(choice, 1, text.len());
                     burst.buffer().push_str(&text);
                     burst.text(choice, from, mark);
                 }
                 Step::Scored(choice, text, other) => {
-                    burst.token(choice, 1);
+                    burst.token(choice, 1, text.len());
                     burst.buffer().push_str(&text);
                     let table = [text.into_bytes(), other];
                     burst.logprob(0, -0.5, &[(0, -0.5), (1, f32::NEG_INFINITY)], |t| {

@@ -4,13 +4,15 @@
 //!  tokens   u32 each
 //!  pieces   u32 length and so many bytes, each
 //!  queued   position u32, milliseconds u32; or nothing
+//!  moments  kind u8, time u64 by the parent's clock, each
 //!  numbers  prompt, cached and completion tokens u32, width u32, then f32 each
 //! ```
 
 use std::time::Duration;
 
 use super::frame::{Body, Malformed, put_bytes};
-use crate::generation::{Queued, Usage};
+use crate::engine::history;
+use crate::generation::{Moment, Queued, Usage};
 
 /// Milliseconds of a wait that nobody can tell.
 const UNKNOWN: u32 = u32::MAX;
@@ -62,6 +64,27 @@ pub(super) fn queued(mut body: Body<'_>) -> Result<Option<Queued>, Malformed> {
     Ok(Some(Queued {
         position,
         estimate: (ms != UNKNOWN).then(|| Duration::from_millis(ms.into())),
+    }))
+}
+
+/// Appends a moment. `shift` is added to its time.
+pub(super) fn put_moment(out: &mut Vec<u8>, at: u64, moment: Moment, shift: i64) {
+    if let Some(kind) = history::kind_of(moment) {
+        out.push(kind);
+        out.extend(at.saturating_add_signed(shift).to_le_bytes());
+    }
+}
+
+/// Moments, oldest first.
+pub(super) fn moments(
+    body: Body<'_>,
+) -> Result<impl Iterator<Item = Result<(u64, Moment), Malformed>>, Malformed> {
+    let (chunks, []) = body.0.as_chunks::<9>() else {
+        return Err(Malformed("a list that is cut"));
+    };
+    Ok(chunks.iter().map(|&[kind, ref at @ ..]| {
+        let moment = history::of_kind(kind).ok_or(Malformed("an unknown moment"))?;
+        Ok((u64::from_le_bytes(*at), moment))
     }))
 }
 
@@ -155,8 +178,27 @@ mod tests {
         }
 
         #[test]
+        fn moments_come_out_as_they_went_in(
+            sent in proptest::collection::vec((0..5_u8, any::<u64>()), 0..9),
+        ) {
+            let mut out = Vec::new();
+            let sent: Vec<_> = (sent.iter())
+                .filter_map(|&(kind, at)| Some((at, history::of_kind(kind)?)))
+                .collect();
+            for &(at, moment) in &sent {
+                put_moment(&mut out, at, moment, 0);
+            }
+            let came: Result<Vec<_>, _> = moments(Body(&out)).unwrap().collect();
+            prop_assert_eq!(came, Ok(sent));
+            out.push(0);
+            prop_assert!(moments(Body(&out)).is_err());
+            out.splice(.., [9; 9]);
+            prop_assert!(moments(Body(&out)).unwrap().all(|moment| moment.is_err()));
+        }
+
+        #[test]
         fn garbage_never_panics(body in proptest::collection::vec(any::<u8>(), 0..64), rows in 0..9_usize) {
-            let _ = (queued(Body(&body)), tokens(Body(&body)), pieces(Body(&body), rows), numbers(Body(&body), rows));
+            let _ = (moments(Body(&body)).map(Iterator::count), queued(Body(&body)), tokens(Body(&body)), pieces(Body(&body), rows), numbers(Body(&body), rows));
         }
     }
 }

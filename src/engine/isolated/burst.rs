@@ -4,6 +4,7 @@
 //!  cached  u32          prompt tokens that were not computed
 //!  tokens  u8           at most 16
 //!  times   u64 each     when each was generated, by the parent's clock
+//!  lengths u8 each      bytes of each, 255 for more
 //!  parts to the end of the body; a finish or a failure is the last:
 //!    1 score   token u32, logprob f32, bytes, tops u8, tops x (token u32, logprob f32, bytes)
 //!    2 text    bytes    with the scores since the last text
@@ -34,9 +35,10 @@ const FAILURE: u8 = 4;
 pub(super) fn encode(burst: &Burst, shift: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(&burst.cached_tokens().to_le_bytes());
     out.push(u8::try_from(burst.tokens()).unwrap_or(u8::MAX));
-    for &(_, at) in burst.times() {
-        out.extend_from_slice(&at.saturating_add_signed(shift).to_le_bytes());
+    for token in burst.times() {
+        out.extend_from_slice(&token.at.saturating_add_signed(shift).to_le_bytes());
     }
+    out.extend(burst.times().iter().map(|token| token.bytes));
     for event in burst.events() {
         match event {
             Event::Text { text, logprobs, .. } => {
@@ -76,6 +78,7 @@ pub(super) struct Checked<'a> {
     /// Prompt tokens that were not computed.
     pub(super) cached: u32,
     times: &'a [u8],
+    lengths: &'a [u8],
     parts: Body<'a>,
 }
 
@@ -102,6 +105,7 @@ impl<'a> Checked<'a> {
             return Err(Malformed("more tokens than a burst holds"));
         }
         let times = body.take(tokens * 8)?;
+        let lengths = body.take(tokens)?;
         if tokens == 0 && body.is_empty() {
             return Err(Malformed("a burst of nothing"));
         }
@@ -109,14 +113,16 @@ impl<'a> Checked<'a> {
         Ok(Self {
             cached,
             times,
+            lengths,
             parts: body,
         })
     }
 
-    /// When each token was generated.
-    pub(super) fn times(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
-        let chunks = self.times.as_chunks().0.iter();
-        chunks.map(|bytes| u64::from_le_bytes(*bytes))
+    /// When each token was generated, and its bytes.
+    pub(super) fn times(&self) -> impl ExactSizeIterator<Item = (u64, usize)> + use<'a> {
+        let times = self.times.as_chunks().0.iter();
+        let times = times.map(|bytes| u64::from_le_bytes(*bytes));
+        times.zip(self.lengths.iter().map(|&length| length.into()))
     }
 
     /// Adds the parts to `burst` as those of a choice; whether they end it.
@@ -278,7 +284,7 @@ mod tests {
         let mut burst = Burst::with_limit(TOKENS);
         burst.cached(cached);
         for token in tokens {
-            burst.token(2, token.at);
+            burst.token(2, token.at, token.text.len() * 60);
             let (from, mark) = (burst.buffer().len(), burst.scored_mark());
             burst.buffer().push_str(&token.text);
             if let Some((id, tops)) = &token.score {
@@ -299,8 +305,8 @@ mod tests {
     fn decoded(body: &[u8]) -> Result<Burst, Malformed> {
         let checked = Checked::read(body)?;
         let mut burst = Burst::with_limit(TOKENS);
-        for at in checked.times() {
-            burst.token(2, at);
+        for (at, bytes) in checked.times() {
+            burst.token(2, at, bytes);
         }
         burst.cached(checked.cached);
         checked.add_to(&mut burst, 2);
@@ -351,12 +357,12 @@ mod tests {
     #[test]
     fn times_are_moved_to_the_other_clock() {
         let mut sent = Burst::new();
-        sent.token(0, 100);
+        sent.token(0, 100, 3);
         for (shift, there) in [(-40, 60), (40, 140), (-200, 0)] {
             let mut body = Vec::new();
             encode(&sent, shift, &mut body);
             let checked = Checked::read(&body).unwrap();
-            assert_eq!(checked.times().collect::<Vec<_>>(), [there]);
+            assert_eq!(checked.times().collect::<Vec<_>>(), [(there, 3)]);
         }
     }
 

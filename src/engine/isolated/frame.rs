@@ -12,7 +12,7 @@
 use std::io;
 
 /// Bytes before the body.
-const HEADER: usize = 5;
+pub(super) const HEADER: usize = 5;
 
 /// How much is read at once.
 const READ: usize = 4 * 1024;
@@ -55,10 +55,12 @@ pub(super) enum Kind {
     Failed,
     /// Where a choice stands in line (`answers.rs`). Up, before its first burst.
     Queued,
+    /// What happened to a choice beside its tokens (`answers.rs`). Up.
+    Moments,
 }
 
 impl Kind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Hello,
         Self::Progress,
         Self::Loaded,
@@ -74,6 +76,7 @@ impl Kind {
         Self::Numbers,
         Self::Failed,
         Self::Queued,
+        Self::Moments,
     ];
 
     fn of(byte: u8) -> Option<Self> {
@@ -253,7 +256,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_come_out_as_they_went_in_however_they_are_cut(
-            frames in proptest::collection::vec((0..14_usize, proptest::collection::vec(any::<u8>(), 0..9000)), 0..6),
+            frames in proptest::collection::vec((0..16_usize, proptest::collection::vec(any::<u8>(), 0..9000)), 0..6),
             cut in 1..5000_usize,
         ) {
             let mut wire = Vec::new();

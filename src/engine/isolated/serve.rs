@@ -16,7 +16,7 @@ use super::messages::{Call, Hello, Loaded, Moving, Told, whole};
 use super::{answers, burst, clock_zero, door, read_some};
 use crate::engine::llama::{LlamaEngine, LoadError, Weights};
 use crate::engine::{Engine, Loading, TokenizeOptions};
-use crate::generation::{Burst, Failure, Source, Usage, chain};
+use crate::generation::{Burst, Cancel, Failure, Source, Usage, chain};
 use crate::telemetry::Metrics;
 
 /// Longest frame from the parent, which is believed: a body of the largest size that a server takes,
@@ -291,15 +291,19 @@ async fn perform(engine: &LlamaEngine, call: Call) -> Result<Answer, Failure> {
 async fn pump(mut source: Box<dyn Source>, mut stream: UnixStream, shift: i64) -> io::Result<()> {
     let mut burst = Burst::with_limit(burst::TOKENS);
     let mut out = Vec::new();
-    if !wait(&mut source, &mut burst, &mut stream).await? {
+    let mut moments = Moments::of(&*source, shift);
+    if !wait(&mut source, &mut burst, &mut stream, &mut moments).await? {
         return Ok(());
     }
     loop {
         out.clear();
+        moments.tell(&mut out)?;
         if burst.tokens() > 0 || !burst.is_empty() {
             frame::put(&mut out, Kind::Burst, |out| {
                 burst::encode(&burst, shift, out);
             })?;
+        }
+        if !out.is_empty() {
             // A connection that ends breaks the write off, too.
             stream.write_all(&out).await?;
         }
@@ -314,12 +318,45 @@ async fn pump(mut source: Box<dyn Source>, mut stream: UnixStream, shift: i64) -
     }
 }
 
+/// What happens to a choice beside its tokens, as far as the parent was told.
+struct Moments {
+    handle: Arc<dyn Cancel>,
+    seen: u32,
+    shift: i64,
+}
+
+impl Moments {
+    fn of(source: &dyn Source, shift: i64) -> Self {
+        Self {
+            handle: source.canceller(),
+            seen: 0,
+            shift,
+        }
+    }
+
+    /// Appends a frame of what is new, if anything is.
+    fn tell(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        let from = out.len();
+        frame::put(out, Kind::Moments, |out| {
+            let happened = self.handle.moments(self.seen, &mut |at, moment| {
+                answers::put_moment(out, at, moment, self.shift);
+            });
+            self.seen = happened.moments;
+        })?;
+        if out.len() == from + frame::HEADER {
+            out.truncate(from);
+        }
+        Ok(())
+    }
+}
+
 /// Waits for the first burst, and tells meanwhile where in line the choice stands; false if the parent
 /// has gone.
 async fn wait(
     source: &mut Box<dyn Source>,
     burst: &mut Burst,
     stream: &mut UnixStream,
+    moments: &mut Moments,
 ) -> io::Result<bool> {
     let mut told = None;
     loop {
@@ -330,14 +367,15 @@ async fn wait(
             Some(Err(_)) => {}
         }
         let queued = source.queued();
+        let mut out = Vec::new();
+        moments.tell(&mut out)?;
         if queued != told {
-            let mut out = Vec::new();
             frame::put(&mut out, Kind::Queued, |out| {
                 answers::put_queued(out, queued);
             })?;
-            stream.write_all(&out).await?;
             told = queued;
         }
+        stream.write_all(&out).await?;
     }
 }
 

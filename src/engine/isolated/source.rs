@@ -11,7 +11,8 @@ use super::answers;
 use super::burst::Checked;
 use super::frame::{Body, Inbox, Kind, Malformed};
 use super::keeper::Link;
-use crate::generation::{Burst, Cancel, Failure, Finish, Queued, Source, clock};
+use crate::engine::history::History;
+use crate::generation::{Burst, Cancel, Failure, Finish, Happened, Moment, Queued, Source, clock};
 
 /// Most text of one round: no count of tokens bounds what a child writes that does not keep to them.
 const TEXT: usize = 64 * 1024;
@@ -27,6 +28,8 @@ pub(super) struct IsolatedSource {
     /// Prompt tokens that it may still call cached.
     uncached: u32,
     last_at: u64,
+    /// When the last thing happened that the child told of.
+    moment_at: u64,
     queued: Option<Queued>,
 }
 
@@ -34,6 +37,8 @@ pub(super) struct IsolatedSource {
 struct Wire {
     stream: UnixStream,
     cancelled: AtomicBool,
+    /// What the child told of the sequence.
+    history: History,
 }
 
 impl Cancel for Wire {
@@ -42,6 +47,10 @@ impl Cancel for Wire {
             // The child reads the end of it, and writes no more.
             let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Both);
         }
+    }
+
+    fn moments(&self, seen: u32, tell: &mut dyn FnMut(u64, Moment)) -> Happened {
+        self.history.tell(seen, tell)
     }
 }
 
@@ -67,6 +76,7 @@ impl IsolatedSource {
             wire: Arc::new(Wire {
                 stream,
                 cancelled: AtomicBool::new(false),
+                history: History::default(),
             }),
             link,
             inbox,
@@ -74,6 +84,7 @@ impl IsolatedSource {
             counted: 0,
             uncached: prompt_tokens,
             last_at: 0,
+            moment_at: 0,
             queued: None,
         }
     }
@@ -90,14 +101,24 @@ impl IsolatedSource {
                 self.inbox.skip();
                 return Ok(Took::Place);
             }
+            Kind::Moments => {
+                let now = clock::micros();
+                for moment in answers::moments(Body(body))? {
+                    let (at, moment) = moment?;
+                    self.moment_at = at.min(now).max(self.moment_at).max(1);
+                    self.wire.history.note(self.moment_at, moment);
+                }
+                self.inbox.skip();
+                return Ok(Took::Place);
+            }
             _ => return Err(Malformed("something else than a burst")),
         }
         let frame = Checked::read(body)?;
         let now = clock::micros();
-        for at in frame.times().skip(self.counted).take(burst.room()) {
+        for (at, bytes) in frame.times().skip(self.counted).take(burst.room()) {
             // A token cannot come from the future, nor before the one before it.
             self.last_at = at.min(now).max(self.last_at).max(1);
-            burst.token(self.choice, self.last_at);
+            burst.token(self.choice, self.last_at, bytes);
             self.counted += 1;
         }
         if self.counted < frame.times().len() {
@@ -174,8 +195,8 @@ impl Source for IsolatedSource {
             && let Ok(Some((_, body))) = self.inbox.peek()
             && let Ok(frame) = Checked::read(body)
         {
-            for at in frame.times().skip(self.counted) {
-                burst.token(self.choice, at.max(self.last_at));
+            for (at, bytes) in frame.times().skip(self.counted) {
+                burst.token(self.choice, at.max(self.last_at), bytes);
             }
             has_ended = frame.add_to(burst, self.choice);
         }

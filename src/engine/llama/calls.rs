@@ -12,7 +12,7 @@ use super::speculate::{Chance, Speculation, Wanted};
 use super::threads::Phase;
 use super::worker::{Slot as Held, Worker};
 use crate::engine::ring::End;
-use crate::generation::{Failure, Finish, Kind, chain, clock};
+use crate::generation::{Failure, Finish, Kind, Moment, chain, clock};
 
 /// Calls that may fail one after the other before the engine gives itself up: its context is not to be
 /// trusted any more, and a new one serves everybody better.
@@ -225,6 +225,7 @@ impl Worker {
         });
         for &(id, _) in &self.rows {
             if let Some(sequence) = self.sequence(id) {
+                sequence.job.ring.note(ended_us, Moment::Prefilled);
                 self.took_lead(ended_us.saturating_sub(sequence.admitted_us));
             }
         }

@@ -13,7 +13,7 @@ use super::plan::{Plan, TenantId};
 use super::prefix::{Key, chain};
 use super::sequence::{GRID, Sequence, common, count};
 use super::worker::{Slot, Worker};
-use crate::generation::clock;
+use crate::generation::{Moment, clock};
 
 /// How long a sequence waits for its prefix to come from the disk. A disk that hangs never answers.
 const MOST_FETCH_US: u64 = 1_000_000;
@@ -170,7 +170,13 @@ impl Worker {
         if let Some(place) = &mut sequence.job.place {
             place.begin();
         }
-        sequence.job.ring.set_queued(None);
+        let ring = &sequence.job.ring;
+        ring.set_queued(None);
+        if queued.is_some() {
+            ring.note(sequence.admitted_us, Moment::Admitted);
+        } else if sequence.resumed {
+            ring.note(sequence.admitted_us, Moment::Resumed);
+        }
         sequence.may_follow = sequence.generated.is_empty() && self.shares();
         let is_parked = sequence.parked.is_some();
         if !is_parked && self.shares() {
@@ -375,6 +381,7 @@ impl Worker {
             self.setup.counters.parked.fetch_add(1, Relaxed);
         }
         sequence.resumed = true;
+        sequence.job.ring.note(clock::micros(), Moment::Preempted);
         self.setup.counters.parks.fetch_add(1, Relaxed);
         self.set_back(id);
     }

@@ -144,14 +144,13 @@ impl Source for LlamaSource {
             };
             took = true;
             self.tell_cached(burst);
-            burst.token(self.choice, slot.at);
+            let piece = self.vocabulary.piece(slot.token);
+            burst.token(self.choice, slot.at, piece.len());
             if let Some(unscored) = &mut self.unscored {
                 unscored.push(slot.token, slot.logprob, &self.top);
             }
             let from = burst.buffer().len();
-            let flow = self
-                .text
-                .push(self.vocabulary.piece(slot.token), burst.buffer());
+            let flow = self.text.push(piece, burst.buffer());
             self.emit(burst, from, flow == Flow::Stopped);
             if flow == Flow::Stopped {
                 // The engine knows nothing of strings: it may be a token or two ahead.

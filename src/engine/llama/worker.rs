@@ -43,7 +43,7 @@ use super::sequence::{GRID, Sequence, count};
 use super::speculate::{Costs, DraftModel, Trials, Wanted};
 use super::vectors::Vectors;
 use crate::engine::drain::Drain;
-use crate::generation::clock;
+use crate::generation::{Moment, clock};
 use crate::telemetry::ModelMetrics;
 
 /// Longest sleep of an idle engine. It is woken by unpark; this only bounds the harm of a lost one.
@@ -396,9 +396,11 @@ impl Worker {
         }
         let has_room = ring.has_room();
         if has_room && sequence.paused_since_us.take().is_some() {
+            ring.note(now_us, Moment::Resumed);
             counters.paused.fetch_sub(1, Relaxed);
         } else if !has_room {
             sequence.paused_since_us = Some(now_us);
+            ring.note(now_us, Moment::Paused);
             counters.paused.fetch_add(1, Relaxed);
             counters.pauses.fetch_add(1, Relaxed);
         }

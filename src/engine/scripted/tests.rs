@@ -38,6 +38,8 @@ async fn open(
     let opening = Opening {
         id: request.id.clone(),
         owner: None,
+        model: "m".into(),
+        route: "chat",
         accepted_at: clock::task_micros(),
         usage: started.usage,
         deterministic: false,
@@ -260,7 +262,7 @@ impl Source for Paused {
             burst.finish(0, Finish::Stop);
             return Poll::Ready(());
         }
-        burst.token(0, self.made_at);
+        burst.token(0, self.made_at, 1);
         let from = burst.buffer().len();
         burst.buffer().push('x');
         burst.text(0, from, burst.scored_mark());
@@ -288,6 +290,8 @@ async fn a_reader_who_was_away_has_not_waited_for_the_next_token() {
     let opening = Opening {
         id: RequestId::random(),
         owner: None,
+        model: "m".into(),
+        route: "chat",
         accepted_at: clock::task_micros(),
         usage: Usage::default(),
         deterministic: false,

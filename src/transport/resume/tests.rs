@@ -48,7 +48,7 @@ impl Source for Fed {
             burst.finish(0, Finish::Stop);
         } else {
             let (from, mark) = (burst.buffer().len(), burst.scored_mark());
-            burst.token(0, 1);
+            burst.token(0, 1, text.len());
             burst.buffer().push_str(text);
             burst.text(0, from, mark);
         }
@@ -87,6 +87,8 @@ fn body(accept: &str) -> (TokenBody, Engine) {
     let opening = Opening {
         id: RequestId::random(),
         owner: None,
+        model: "m".into(),
+        route: "chat",
         accepted_at: 1,
         usage: Usage::default(),
         deterministic: false,

@@ -179,7 +179,7 @@ fn tokens_cost_no_allocation_once_buffers_have_grown() {
     let mut burst = Burst::new();
     for _ in 0..8 {
         let from = burst.buffer().len();
-        burst.token(0, 1);
+        burst.token(0, 1, 5);
         burst.buffer().push_str("token");
         burst.text(0, from, 0);
     }

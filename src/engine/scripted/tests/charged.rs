@@ -50,7 +50,7 @@ impl Meter for Purse {
 struct Endless;
 
 fn token(burst: &mut Burst) {
-    burst.token(0, 1);
+    burst.token(0, 1, 1);
     let from = burst.buffer().len();
     burst.buffer().push('x');
     burst.text(0, from, burst.scored_mark());
@@ -76,6 +76,8 @@ fn endless(watch: &Arc<Watch>, id: RequestId, purse: Arc<Purse>) -> TokenStream 
     let opening = Opening {
         id,
         owner: None,
+        model: "m".into(),
+        route: "chat",
         accepted_at: clock::task_micros(),
         usage: Usage::default(),
         deterministic: false,
