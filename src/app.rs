@@ -25,7 +25,7 @@ use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
 use crate::route::Registry;
-use crate::telemetry::{LimitLoad, Metrics, Scrape, TicketLoad, Upkeep};
+use crate::telemetry::{LimitLoad, Metrics, Scrape, TicketLoad, Tracer, Upkeep};
 use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
@@ -109,6 +109,18 @@ impl App {
         config: Config,
         log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
+        Self::start_traced(config, log_lines_dropped, &Tracer::off())
+    }
+
+    /// The same, with traces that go where the caller wants them.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub fn start_traced(
+        config: Config,
+        log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
+        tracer: &Arc<Tracer>,
+    ) -> anyhow::Result<Self> {
         let registry = Registry::new(plans(&config));
         let metrics = Arc::new(Metrics::new(registry.names())?);
         let upkeep = metrics.start_upkeep()?;
@@ -143,7 +155,10 @@ impl App {
         let streams = Streams::new(&config.stream);
         let counted = Some(metrics.clone());
         let public = Endpoint::open(&listen, &config, counted, |config| {
-            let context = context(config, &gateway, streams.clone(), &gate, &metrics);
+            let context = Context {
+                tracer: tracer.clone(),
+                ..context(config, &gateway, streams.clone(), &gate, &metrics)
+            };
             (http::router(context), connections(config))
         })?;
         let listen = Listen {
@@ -422,6 +437,7 @@ fn context(
             config.auth.max_held,
             metrics.clone(),
         )),
+        tracer: Tracer::off(),
     }
 }
 

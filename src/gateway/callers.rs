@@ -21,6 +21,12 @@ impl Gateway {
         caller.inspect_err(|failure| self.denied(failure))
     }
 
+    /// Whether anybody is asked who they are.
+    #[must_use]
+    pub fn asks_callers(&self) -> bool {
+        self.parts.callers.is_on()
+    }
+
     /// The same where nobody may be nobody, whatever `auth.allow_anonymous` says.
     ///
     /// # Errors
@@ -40,7 +46,7 @@ impl Gateway {
     /// # Errors
     /// `Unauthorized`, counted and logged.
     pub fn refuse_two_credentials(&self) -> Result<(), Failure> {
-        if !self.parts.callers.is_on() {
+        if !self.asks_callers() {
             return Ok(());
         }
         let failure = invalid();

@@ -4,7 +4,9 @@
 //! Whoever works on a request holds its [`Trace`] and tells it what there is to tell. The last one to let go
 //! of it ends it, whatever ended the request, so no trace is told twice or before its time.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::{Failure, Record, RequestId, Timeline, clock};
 
@@ -42,6 +44,8 @@ pub struct Exchange {
     pub bytes: u64,
     /// Whether the body was taken to its end.
     pub is_whole: bool,
+    /// How long the body had more to give while the connection had no room for it.
+    pub stalled: Duration,
 }
 
 /// One piece of work that a request asked for; a JSON-RPC batch asks for several.
@@ -88,7 +92,8 @@ pub struct Trace(Option<Arc<Inner>>);
 
 struct Inner {
     context: TraceContext,
-    began_at: u64,
+    began_at: AtomicU64,
+    is_debug: AtomicBool,
     sink: Arc<dyn TraceSink>,
     so_far: Mutex<(Exchange, Vec<Work>)>,
 }
@@ -98,8 +103,9 @@ impl Trace {
     #[must_use]
     pub fn begin(context: TraceContext, sink: Arc<dyn TraceSink>) -> Self {
         Self(Some(Arc::new(Inner {
+            began_at: AtomicU64::new(clock::task_micros()),
+            is_debug: AtomicBool::new(context.is_debug),
             context,
-            began_at: clock::task_micros(),
             sink,
             so_far: Mutex::default(),
         })))
@@ -115,6 +121,20 @@ impl Trace {
     #[must_use]
     pub fn context(&self) -> Option<&TraceContext> {
         Some(&self.0.as_ref()?.context)
+    }
+
+    /// The request had begun before it was known to be one: at this [`clock::task_micros`].
+    pub fn began_at(&self, at: u64) {
+        if let Some(inner) = &self.0 {
+            inner.began_at.fetch_min(at, Relaxed);
+        }
+    }
+
+    /// The caller wants every detail of this one, and may.
+    pub fn mark_debug(&self) {
+        if let Some(inner) = &self.0 {
+            inner.is_debug.store(true, Relaxed);
+        }
     }
 
     /// Tells how the request came, or how its answer goes.
@@ -142,9 +162,13 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let so_far = self.so_far.get_mut();
         let (exchange, works) = std::mem::take(so_far.unwrap_or_else(PoisonError::into_inner));
+        let is_debug = *self.is_debug.get_mut();
         self.sink.told(Told {
-            context: std::mem::take(&mut self.context),
-            began_at: self.began_at,
+            context: TraceContext {
+                is_debug,
+                ..std::mem::take(&mut self.context)
+            },
+            began_at: *self.began_at.get_mut(),
             ended_at: clock::task_micros(),
             exchange,
             works,
@@ -181,6 +205,22 @@ mod tests {
         fn told(&self, told: Told) {
             self.0.lock().unwrap().push(told);
         }
+    }
+
+    #[test]
+    fn it_begins_with_the_first_byte_and_may_be_marked_later() {
+        let sink = Arc::new(Sink::default());
+        let trace = Trace::begin(TraceContext::default(), sink.clone());
+        trace.began_at(u64::MAX);
+        drop(trace);
+        let trace = Trace::begin(TraceContext::default(), sink.clone());
+        trace.began_at(1);
+        trace.mark_debug();
+        drop(trace);
+        let told = sink.0.lock().unwrap();
+        assert!(told[0].began_at <= told[0].ended_at, "never later");
+        assert!(!told[0].context.is_debug);
+        assert_eq!((told[1].began_at, told[1].context.is_debug), (1, true));
     }
 
     #[test]

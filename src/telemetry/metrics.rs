@@ -7,6 +7,7 @@
 mod limits;
 mod names;
 mod route;
+mod traffic;
 mod transports;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use self::names::{
     SEQUENCES_PAUSED, STREAMS_KEPT, STREAMS_OPEN, TELEMETRY_DROPPED, TIME_TO_FIRST_TOKEN, TOKENS,
 };
 pub use self::route::Route;
+pub use self::traffic::{Speaking, Traffic, Transport};
 pub use self::transports::{ConnectionOpen, EarlyRequest, Handshake, TicketLoad, Transports};
 use super::steps::Steps;
 use crate::generation::Outcome;
@@ -224,7 +226,9 @@ impl Metrics {
         self.transports.pull(&scrape.tickets);
         self.limits.pull(&scrape.limits);
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
-        self.handle.render()
+        let mut text = self.handle.render();
+        self.transports.write(&mut text);
+        text
     }
 
     /// Starts the thread that folds samples into buckets, so that their memory stays bounded while

@@ -14,7 +14,8 @@ pub use config::Config;
 pub use logs::{LogControl, LogError, Logs};
 pub use metrics::{
     ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelLoad,
-    ModelMetrics, Route, Scope, Scrape, TicketLoad, Transports, Upkeep,
+    ModelMetrics, Route, Scope, Scrape, Speaking, TicketLoad, Traffic, Transport, Transports,
+    Upkeep,
 };
 pub use request::RequestRecorder;
 pub use steps::Steps;

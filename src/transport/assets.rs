@@ -45,9 +45,15 @@ const ASSETS: &[Asset] = &[
     asset!("/icon.svg", "icon.svg", "image/svg+xml"),
 ];
 
+/// The path itself, if it is one of the page's.
+pub(super) fn known(path: &str) -> Option<&'static str> {
+    let asset = ASSETS.iter().find(|asset| asset.path == path);
+    asset.map(|asset| asset.path)
+}
+
 /// Whether a path is one of the page's.
 pub(super) fn is_asset(path: &str) -> bool {
-    ASSETS.iter().any(|asset| asset.path == path)
+    known(path).is_some()
 }
 
 /// The page's paths.

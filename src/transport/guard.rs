@@ -7,6 +7,7 @@
 //! them finds no room though the connection as a whole does. While all of them are token streams, the
 //! kernel is given no more than their share of `stream.send_budget`, acknowledged bytes not counted.
 
+mod held;
 mod requests;
 mod room;
 
@@ -26,6 +27,9 @@ use self::room::Room;
 use super::outq::SendQueue;
 use super::peer_frames::PeerFrames;
 
+/// So many bytes of a connection are counted together.
+const MANY: u64 = 16 * 1024;
+
 /// A connection whose first bytes were read already.
 pub(super) struct Guarded<S> {
     stream: S,
@@ -42,6 +46,39 @@ pub(super) struct Guarded<S> {
     room: Room,
     /// What an HTTP/2 peer sends.
     frames: Option<PeerFrames>,
+    carried: Carried,
+}
+
+/// Bytes that were not counted yet: that is done for many together, and for all when no request is under way,
+/// since the counters are everybody's.
+#[derive(Default)]
+struct Carried {
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Carried {
+    fn are_many(&self) -> bool {
+        self.bytes_in + self.bytes_out >= MANY
+    }
+
+    fn tell(&mut self, requests: &Requests) {
+        let Self {
+            bytes_in,
+            bytes_out,
+        } = std::mem::take(self);
+        if let Some(traffic) = &requests.traffic
+            && bytes_in + bytes_out > 0
+        {
+            traffic.carried(bytes_in, bytes_out);
+        }
+    }
+}
+
+impl<S> Drop for Guarded<S> {
+    fn drop(&mut self) {
+        self.carried.tell(&self.requests);
+    }
 }
 
 impl<S> Guarded<S> {
@@ -65,6 +102,7 @@ impl<S> Guarded<S> {
             write_due: None,
             is_writing: false,
             frames: None,
+            carried: Carried::default(),
         }
     }
 
@@ -87,12 +125,20 @@ impl<S> Guarded<S> {
 
     /// Bytes came. If no request is under way they begin the next one's headers.
     fn bytes_came(&mut self) {
+        self.note_first_byte();
         self.forget_headers_that_came();
         if let Some(timeout) = self.header_timeout
             && self.headers_due.is_none()
             && !self.requests.any()
         {
             self.headers_due = Some(Box::pin(tokio::time::sleep(timeout)));
+        }
+    }
+
+    /// Where one request follows the other, what comes between them is the next one's.
+    fn note_first_byte(&self) {
+        if self.header_timeout.is_some() {
+            self.requests.bytes_came();
         }
     }
 
@@ -157,6 +203,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         if self.head.has_remaining() {
             let count = self.head.len().min(buf.remaining());
             let head = self.head.split_to(count);
+            self.carried.bytes_in += count as u64;
+            self.note_first_byte();
             self.see(&head)?;
             buf.put_slice(&head);
             return Poll::Ready(Ok(()));
@@ -164,7 +212,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                if buf.filled().len() > before {
+                let came = buf.filled().len() - before;
+                if came > 0 {
+                    self.carried.bytes_in += came as u64;
                     self.see(&buf.filled()[before..])?;
                     self.bytes_came();
                 }
@@ -196,6 +246,7 @@ impl<S: SendQueue> Guarded<S> {
         };
         if let Poll::Ready(Ok(count)) = &result {
             self.room.under_way += count;
+            self.carried.bytes_out += *count as u64;
             if let Some(frames) = &mut self.frames {
                 frames.wrote(*count);
             }
@@ -230,6 +281,12 @@ impl<S: AsyncWrite + SendQueue + Unpin> AsyncWrite for Guarded<S> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {
             self.requests.flushed();
+            let Self {
+                carried, requests, ..
+            } = &mut *self;
+            if carried.are_many() || !requests.any() {
+                carried.tell(requests);
+            }
         }
         self.write_in_time(cx, flushed)
     }
@@ -248,6 +305,7 @@ mod tests {
 
     use super::super::outq::Queue;
     use super::*;
+    use crate::telemetry::Transport;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Sink};
 
     const SHARE: usize = 1000;
@@ -333,7 +391,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flush_or_an_end_that_makes_no_progress_fails_like_a_write() {
         for ends in [false, true] {
-            let mut io = guarded(Stuck, &Requests::new());
+            let mut io = guarded(Stuck, &Requests::new(Transport::Http1, None));
             io.write_all(&[0; 64]).await.unwrap();
             let start = Instant::now();
             let result = if ends {
@@ -349,7 +407,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_clock_of_headers_ends_with_them_though_nothing_is_read_meanwhile() {
         let (mut peer, ours) = tokio::io::duplex(64);
-        let requests = Requests::new();
+        let requests = Requests::new(Transport::Http1, None);
         let mut io = guarded(ours, &requests);
         io.read_exact(&mut [0; 3]).await.unwrap();
         drop(requests.begin());
@@ -400,7 +458,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn streams_keep_to_their_share_of_what_is_not_acknowledged() {
-        let requests = Requests::new();
+        let requests = Requests::new(Transport::Http1, None);
         let queue = Arc::<Mutex<Queue>>::default();
         let far = Far {
             sink: tokio::io::sink(),
@@ -440,7 +498,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn headers_that_trickle_are_cut_off() {
         let (mut peer, ours) = tokio::io::duplex(64);
-        let mut io = guarded(ours, &Requests::new());
+        let mut io = guarded(ours, &Requests::new(Transport::Http1, None));
         let trickle = tokio::spawn(async move {
             while peer.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -461,7 +519,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_and_a_running_request_have_no_header_clock() {
         let (mut peer, ours) = tokio::io::duplex(64);
-        let requests = Requests::new();
+        let requests = Requests::new(Transport::Http1, None);
         let mut io = guarded(ours, &requests);
         let mut head = [0; 3];
         io.read_exact(&mut head).await.unwrap();
@@ -481,7 +539,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_fails_the_write() {
         let (_peer, ours) = tokio::io::duplex(8);
-        let mut io = guarded(ours, &Requests::new());
+        let mut io = guarded(ours, &Requests::new(Transport::Http1, None));
         let start = Instant::now();
         let error = io.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -23,11 +23,11 @@ use super::pace::Pace;
 use super::resume::{self, Streams};
 use super::standing::Asked;
 use super::tokens::{First, Streamed, TokenBody};
-use super::{assets, bind, early, plain, rpc, standing, vectors};
+use super::{assets, bind, early, plain, rpc, standing, traced, vectors};
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
 use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
-use crate::telemetry::Route;
+use crate::telemetry::{Route, Tracer};
 use crate::wire::{self, Call, Head, failure, openai};
 
 /// The header that identifies a request, in and out.
@@ -55,6 +55,8 @@ pub struct Context {
     pub streams: Option<Arc<Streams>>,
     /// What judges bound tokens and early data.
     pub early: Arc<early::Policy>,
+    /// Where traces begin.
+    pub tracer: Arc<Tracer>,
 }
 
 /// The public paths.
@@ -111,7 +113,7 @@ pub fn router(context: Context) -> Router {
         .layer(CatchPanicLayer::custom(|_| {
             fail(&Failure::internal("a handler panicked"))
         }))
-        // every answer carries the request's id, also those of the layers below.
+        // every answer carries the request's id and trace, also those of the layers below.
         .layer(middleware::from_fn_with_state(context.clone(), identify))
         .with_state(context)
 }
@@ -154,12 +156,14 @@ async fn identify(State(context): State<Context>, mut request: Request, next: Ne
     // RFC 9112, section 3.2: a request of HTTP/1.1 without it is answered with 400.
     let lacks_host = request.version() == axum::http::Version::HTTP_11
         && !request.headers().contains_key(header::HOST);
+    let traced = traced::begin(&context.tracer, &mut request, &id);
     request.extensions_mut().insert(id);
     let mut response = if lacks_host {
         fail(&Failure::invalid("host", "The request has no Host header."))
     } else {
         next.run(request).await
     };
+    traced.answered(&mut response);
     if let Some(value) = value {
         response.headers_mut().insert(REQUEST_ID, value);
     }

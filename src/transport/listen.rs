@@ -37,7 +37,7 @@ use super::pace::{Pace, SmallFrames};
 use super::peer_frames::PeerFrames;
 use super::tls::{self, CIPHERTEXT_AHEAD, Tls};
 use super::tokens::{MAX_FRAME, Streamed};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Traffic, Transport};
 
 /// Connections that the kernel keeps for us while the accept loop is busy.
 const BACKLOG: i32 = 1024;
@@ -111,6 +111,12 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Where it is counted what this transport carries, if it is.
+    pub(super) fn traffic(&self, transport: Transport) -> Option<Arc<Traffic>> {
+        let metrics = self.metrics.as_ref()?;
+        Some(metrics.transports.traffic(transport).clone())
+    }
+
     /// What of a stream's budget is left for the kernel beside the buffers above it: hyper's, the frame
     /// that it holds, and what TLS has encrypted. Never less than the kernel takes unsent anyway.
     fn kernel_share(&self) -> usize {
@@ -223,7 +229,14 @@ async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + SendQueue + Unpin + Send + 'static,
 {
-    let requests = Requests::new();
+    let transport = if is_http2 {
+        Transport::Http2
+    } else {
+        Transport::Http1
+    };
+    let traffic = serving.traffic(transport);
+    let _speaking = traffic.as_ref().map(Traffic::connection);
+    let requests = Requests::new(transport, traffic);
     let header_timeout = (!is_http2).then_some(serving.settings.header_timeout);
     let io = Guarded::new(
         stream,
@@ -398,6 +411,7 @@ async fn respond(
         small_frames.begin();
     }
     request.extensions_mut().insert(about.pace);
+    request.extensions_mut().insert(in_flight.arrived());
     if let Some(secure) = about.secure {
         request.extensions_mut().insert(secure);
     }
@@ -411,5 +425,7 @@ async fn respond(
     if let Some(alt_svc) = about.alt_svc {
         response.headers_mut().insert(header::ALT_SVC, alt_svc);
     }
-    Ok(response.map(|body| Body::new(in_flight.until_end_of(body))))
+    let (head, body) = response.into_parts();
+    let body = Body::new(in_flight.until_end_of(body, &head.extensions));
+    Ok(Response::from_parts(head, body))
 }

@@ -24,4 +24,5 @@ mod rpc;
 mod standing;
 pub mod tls;
 mod tokens;
+mod traced;
 mod vectors;

@@ -63,9 +63,12 @@ pub(super) const LIMIT_TOKENS: &str = "sluicegate_limit_tokens_total";
 pub(super) const LIMIT_REDIS_FAILURES: &str = "sluicegate_limit_redis_failures_total";
 pub(super) const LIMIT_ALONE: &str = "sluicegate_limit_alone_total";
 pub(super) const LIMIT_QUOTA_FAILURES: &str = "sluicegate_limit_quota_write_failures_total";
+pub(super) const BYTES: &str = "sluicegate_bytes_total";
+/// Written by [`super::traffic`], since its values are no whole numbers.
+pub(super) const SEND_STALL_SECONDS: &str = "sluicegate_send_stall_seconds_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 22] = [
+pub(super) const COUNTERS: [(&str, &str); 23] = [
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -142,6 +145,10 @@ pub(super) const COUNTERS: [(&str, &str); 22] = [
         "Times that the use of a day and a month could not be written (limits.quota_file).",
     ),
     (
+        BYTES,
+        "Bytes that connections carried: over TCP what HTTP reads and writes, within TLS; over QUIC the datagrams.",
+    ),
+    (
         TELEMETRY_DROPPED,
         "Log lines dropped because their reader was behind.",
     ),
@@ -150,6 +157,8 @@ pub(super) const COUNTERS: [(&str, &str); 22] = [
 pub(super) const STREAMS_OPEN: &str = "sluicegate_streams_open";
 pub(super) const STREAMS_KEPT: &str = "sluicegate_streams_kept";
 pub(super) const CONNECTIONS_OPEN: &str = "sluicegate_connections_open";
+pub(super) const TRANSPORT_CONNECTIONS: &str = "sluicegate_transport_connections";
+pub(super) const REQUESTS_OPEN: &str = "sluicegate_requests_open";
 pub(super) const REQUESTS_RUNNING: &str = "sluicegate_requests_running";
 pub(super) const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
 pub(super) const SEQUENCES_PAUSED: &str = "sluicegate_sequences_paused";
@@ -167,13 +176,21 @@ pub(super) const LIMIT_REDIS_UP: &str = "sluicegate_limit_redis_up";
 pub(super) const LIMIT_NODES: &str = "sluicegate_limit_nodes";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 19] = [
+pub(super) const GAUGES: [(&str, &str); 21] = [
     (STREAMS_OPEN, "Streams that have not ended."),
     (
         STREAMS_KEPT,
         "Streams that can be resumed, read or not, ended or not (stream.resume).",
     ),
     (CONNECTIONS_OPEN, "Connections to the public listener."),
+    (
+        TRANSPORT_CONNECTIONS,
+        "Connections to the public listener by what they speak; those that have not agreed on it yet are not among them.",
+    ),
+    (
+        REQUESTS_OPEN,
+        "Requests from their heads to the last byte of their answers, whatever they ask for.",
+    ),
     (REQUESTS_RUNNING, "Sequences in prefill or decode."),
     (REQUESTS_WAITING, "Requests in the waiting line."),
     (

@@ -1,5 +1,7 @@
 //! What the sockets count: connections, handshakes, certificates.
 
+use std::sync::Arc;
+
 use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
@@ -7,6 +9,7 @@ use super::names::{
     AUTH_REFUSALS, CERTIFICATE_RELOADS, CERTIFICATE_UNTIL, CONNECTIONS_OPEN, EARLY_IDS,
     EARLY_REQUESTS, HANDSHAKES, KEY_RELOADS, TICKETS, TICKETS_LIVE,
 };
+use super::traffic::{self, Traffic, Transport};
 use super::{counter, gauge};
 
 /// How a TLS handshake ended.
@@ -117,6 +120,7 @@ pub struct Transports {
     auth_refusals: [Counter; AUTH_REASONS.len()],
     keys_taken: Counter,
     keys_refused: Counter,
+    traffic: [Arc<Traffic>; Transport::ALL.len()],
 }
 
 impl Transports {
@@ -140,6 +144,7 @@ impl Transports {
                 .map(|reason| counter(recorder, AUTH_REFUSALS, &[("reason", reason)])),
             keys_taken: counter(recorder, KEY_RELOADS, &[("result", "taken")]),
             keys_refused: counter(recorder, KEY_RELOADS, &[("result", "refused")]),
+            traffic: Transport::ALL.map(|transport| Arc::new(Traffic::new(recorder, transport))),
         }
     }
 
@@ -148,6 +153,12 @@ impl Transports {
     pub fn connection_opened(&self) -> ConnectionOpen {
         self.connections_open.increment(1.0);
         ConnectionOpen(self.connections_open.clone())
+    }
+
+    /// What this transport carries.
+    #[must_use]
+    pub fn traffic(&self, transport: Transport) -> &Arc<Traffic> {
+        &self.traffic[transport as usize]
     }
 
     /// A handshake ended.
@@ -176,6 +187,11 @@ impl Transports {
             &self.keys_refused
         };
         counter.increment(1);
+    }
+
+    /// Appends the series that the recorder cannot keep.
+    pub(super) fn write(&self, out: &mut String) {
+        traffic::write(&self.traffic, out);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody keeps 2^53 tickets")]

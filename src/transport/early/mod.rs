@@ -35,11 +35,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(super) use self::credential::credential;
 pub(super) use self::handshake::Handshake;
-use super::assets;
 use super::http::{
     Context, REQUEST_ID, accept, caller, challenge, document, fail, read_body, refused,
 };
 use super::listen::Peer;
+use super::{assets, traced};
 use crate::auth::token::{Grant, PREFIX};
 use crate::auth::{Arrival, Decision, Gate, Refusal, Session, Shown, Signed, Verdict};
 use crate::generation::{Failure, Kind, RequestId, clock};
@@ -138,7 +138,10 @@ pub(super) async fn judge(
 ) -> Response {
     let (mut parts, body) = request.into_parts();
     match admit(&context, &mut parts, body).await {
-        Ok(body) => next.run(Request::from_parts(parts, body)).await,
+        Ok(body) => {
+            traced::mark(&context.gateway, &parts);
+            next.run(Request::from_parts(parts, body)).await
+        }
         Err(Unserved::Failed(failure)) => refuse(&context, &parts, &failure),
         // Its connection is being closed; a request that was never one is not counted.
         Err(Unserved::NeverThere) => fail(&Refusal::TooEarly.failure()),

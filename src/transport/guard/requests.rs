@@ -1,28 +1,33 @@
 //! The requests under way on one connection: how many, since when idle, which of them finds no room.
 
-use std::pin::Pin;
 use std::sync::atomic::{
     AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
-use bytes::Buf;
-use http_body::{Frame, SizeHint};
+use axum::http::Extensions;
 use slab::Slab;
 
+use super::held::Held;
 use crate::generation::clock;
+use crate::telemetry::{Traffic, Transport};
 use crate::transport::pace::SmallFrames;
+use crate::transport::traced::{Arrived, Traced};
 
 /// How often a connection of many streams is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The requests under way on one connection, from their headers to the end of their answers' bodies.
-#[derive(Default)]
 pub(in crate::transport) struct Requests {
+    /// What the connection speaks.
+    pub(super) transport: Transport,
+    /// Where that is counted, if it is.
+    pub(super) traffic: Option<Arc<Traffic>>,
+    /// When the first byte of the next request came ([`clock::task_micros`]), where bytes tell that; else 0.
+    first_byte: AtomicU64,
     open: Mutex<Slab<Arc<Body>>>,
     /// When the last one ended ([`clock::task_micros`]); 0 while any is under way.
     idle_since: AtomicU64,
@@ -32,9 +37,9 @@ pub(in crate::transport) struct Requests {
     /// How many there have been.
     pub(super) begun: AtomicU64,
     /// Bytes of an HTTP/1.1 stream that were handed out since hyper last had nothing to write.
-    ahead: AtomicUsize,
+    pub(super) ahead: AtomicUsize,
     /// The stream that waits for that.
-    waits: AtomicWaker,
+    pub(super) waits: AtomicWaker,
 }
 
 /// From here on an HTTP/1.1 stream is asked for no more until it is written. hyper's own bound is that of
@@ -43,16 +48,28 @@ pub(in crate::transport) const AHEAD: usize = 4 * 1024;
 
 /// One request.
 #[derive(Default)]
-struct Body {
+pub(super) struct Body {
     /// When the connection was last handed a frame and has not come back since; 0 while it waits for one.
-    handed_at: AtomicU64,
+    pub(super) handed_at: AtomicU64,
 }
 
 impl Requests {
-    pub(in crate::transport) fn new() -> Arc<Self> {
+    /// None yet, on a connection that speaks `transport`.
+    pub(in crate::transport) fn new(
+        transport: Transport,
+        traffic: Option<Arc<Traffic>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            transport,
+            traffic,
+            first_byte: AtomicU64::new(0),
+            open: Mutex::default(),
             idle_since: AtomicU64::new(clock::task_micros()),
-            ..Self::default()
+            count: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            ahead: AtomicUsize::new(0),
+            waits: AtomicWaker::new(),
         })
     }
 
@@ -63,13 +80,28 @@ impl Requests {
         self.idle_since.store(0, SeqCst);
         self.count.fetch_add(1, Relaxed);
         self.begun.fetch_add(1, Relaxed);
+        if let Some(traffic) = &self.traffic {
+            traffic.request_began();
+        }
+        let came_at = match self.first_byte.swap(0, Relaxed) {
+            0 => clock::task_micros(),
+            at => at,
+        };
         InFlight {
+            came_at,
             key: open.insert(body.clone()),
             body,
             requests: self.clone(),
             is_stream: false,
             is_alone: false,
             counted_by: None,
+        }
+    }
+
+    /// Bytes came on a connection that has one request at a time: if none is under way, they begin the next.
+    pub(super) fn bytes_came(&self) {
+        if !self.any() && self.first_byte.load(Relaxed) == 0 {
+            self.first_byte.store(clock::task_micros(), Relaxed);
         }
     }
 
@@ -139,14 +171,16 @@ impl Requests {
 
 /// Keeps one request among those under way.
 pub(in crate::transport) struct InFlight {
-    requests: Arc<Requests>,
+    pub(super) requests: Arc<Requests>,
     key: usize,
-    body: Arc<Body>,
+    /// When it began ([`clock::task_micros`]).
+    came_at: u64,
+    pub(super) body: Arc<Body>,
     is_stream: bool,
     /// It is a stream that has its connection for itself.
-    is_alone: bool,
+    pub(super) is_alone: bool,
     /// Where a document's bytes are counted on HTTP/2.
-    counted_by: Option<Arc<SmallFrames>>,
+    pub(super) counted_by: Option<Arc<SmallFrames>>,
 }
 
 impl InFlight {
@@ -162,17 +196,29 @@ impl InFlight {
         self.counted_by = Some(small_frames);
     }
 
-    /// Keeps the request until `body` is done with.
-    pub(in crate::transport) fn until_end_of<B>(self, body: B) -> Held<B> {
-        Held {
-            body,
-            in_flight: self,
+    /// How the request came.
+    pub(in crate::transport) fn arrived(&self) -> Arrived {
+        Arrived {
+            transport: self.requests.transport,
+            at: self.came_at,
         }
+    }
+
+    /// Keeps the request until the answer's body is done with, and its trace, if there is one among the
+    /// answer's extensions.
+    pub(in crate::transport) fn until_end_of<B>(self, body: B, answer: &Extensions) -> Held<B>
+    where
+        B: http_body::Body,
+    {
+        Held::new(body, self, answer.get::<Traced>().cloned())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if let Some(traffic) = &self.requests.traffic {
+            traffic.request_ended();
+        }
         let mut open = self.requests.lock();
         open.remove(self.key);
         self.requests.count.fetch_sub(1, Relaxed);
@@ -182,54 +228,5 @@ impl Drop for InFlight {
         if open.is_empty() {
             self.requests.idle_since.store(clock::task_micros(), SeqCst);
         }
-    }
-}
-
-/// A body that keeps its request among those under way, and notes when it was last asked.
-pub(in crate::transport) struct Held<B> {
-    body: B,
-    in_flight: InFlight,
-}
-
-impl<B: http_body::Body + Unpin> http_body::Body for Held<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let is_alone = self.in_flight.is_alone;
-        if is_alone && self.in_flight.requests.ahead.load(Relaxed) >= AHEAD {
-            // The same task flushes, so nothing can come between this and the look above.
-            self.in_flight.requests.waits.register(cx.waker());
-            return Poll::Pending;
-        }
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            if is_alone {
-                let ahead = &self.in_flight.requests.ahead;
-                ahead.fetch_add(data.remaining(), Relaxed);
-            } else if let Some(small_frames) = &self.in_flight.counted_by {
-                small_frames.sent_of_document(data.remaining());
-            }
-        }
-        let handed = if polled.is_ready() {
-            clock::task_micros()
-        } else {
-            0
-        };
-        self.in_flight.body.handed_at.store(handed, Relaxed);
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -42,7 +42,7 @@ use super::guard::Requests;
 use super::listen::Serving;
 use super::tls::{self, Tls, TlsError};
 use crate::auth::Session;
-use crate::telemetry;
+use crate::telemetry::{self, Traffic, Transport};
 use crate::wire;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -293,8 +293,14 @@ async fn connection(
             std::future::pending().await
         }
     };
-    let requests = Requests::new();
     let serving = &quic.serving;
+    let transport = match protocol {
+        Protocol::Http3 => Transport::Http3,
+        Protocol::Sluice => Transport::Sluice,
+    };
+    let traffic = serving.traffic(transport);
+    let _speaking = traffic.as_ref().map(Traffic::connection);
+    let requests = Requests::new(transport, traffic);
     let leave = async {
         tokio::select! {
             () = serving.closing.graceful.cancelled() => {}

@@ -124,6 +124,7 @@ async fn request(
     stream.prioritize(priority::urgency(head.headers()));
     let mut request = with_body(head, recv);
     shared.tell(request.extensions_mut(), early);
+    request.extensions_mut().insert(in_flight.arrived());
     let answer = answer(
         &mut send,
         (&share, serving.write_timeout),
@@ -170,7 +171,7 @@ async fn answer(
 ) -> Result<(), Error> {
     let is_head = request.method() == Method::HEAD;
     let (parts, body) = router.call(request).await?.into_parts();
-    let mut body = in_flight.until_end_of(body);
+    let mut body = in_flight.until_end_of(body, &parts.extensions);
     let mut head = Response::from_parts(parts, ());
     for name in OF_A_CONNECTION {
         head.headers_mut().remove(name);

@@ -96,7 +96,7 @@ impl<'s> Answer<'s> {
         let is_head = request.method() == Method::HEAD;
         let response = router.call(request).await;
         let (parts, body) = response.map_err(|e| Broken::Answer(e.into()))?.into_parts();
-        let mut body = in_flight.until_end_of(body);
+        let mut body = in_flight.until_end_of(body, &parts.extensions);
         let has_body = !is_head
             && parts.status != StatusCode::NO_CONTENT
             && parts.status != StatusCode::NOT_MODIFIED;

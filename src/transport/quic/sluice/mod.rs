@@ -154,6 +154,7 @@ async fn exchange(
     answer.prioritize(request.headers());
     let mut request: Request<Body> = request.map(|()| Body::new(incoming));
     shared.tell(request.extensions_mut(), early);
+    request.extensions_mut().insert(in_flight.arrived());
     answer
         .respond(serving.router.clone(), request, in_flight)
         .await
