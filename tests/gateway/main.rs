@@ -45,5 +45,6 @@ mod support;
 mod text;
 mod timeouts;
 mod tls;
+mod traced;
 mod vectors;
 mod windows;

@@ -14,14 +14,17 @@ mod sluice;
 mod sse;
 mod tap;
 mod tls;
+mod traces;
 mod visitor;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate::app::App;
 use sluicegate::config::{Config, Flags, Sources};
+use sluicegate::telemetry::Tracer;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -35,6 +38,7 @@ pub(crate) use self::sluice::{Came, Sluice, frame as sluice_frame, head as sluic
 pub(crate) use self::sse::{Answer, Event};
 pub(crate) use self::tap::Tap;
 pub(crate) use self::tls::{Certified, connect, read_certificate, replace, secure, trusting};
+pub(crate) use self::traces::Traces;
 pub(crate) use self::visitor::{Answered, Asked, BIND, CHAT, Protocol, Visit, Visitor, finish};
 
 /// The longest that anything here may take. Nothing waits for it unless it is broken.
@@ -58,6 +62,7 @@ pub(crate) fn gateway() -> Setup {
         .to_vec(),
         models: String::new(),
         program: None,
+        traces: None,
     }
 }
 
@@ -72,12 +77,19 @@ pub(crate) struct Setup {
     flags: Vec<String>,
     models: String,
     program: Option<PathBuf>,
+    traces: Option<Arc<Traces>>,
 }
 
 impl Setup {
     /// Lets the gateway start processes of its own, from this file.
     pub(crate) fn program(mut self, file: &Path) -> Self {
         self.program = Some(file.to_owned());
+        self
+    }
+
+    /// Tells of the traces there.
+    pub(crate) fn traced(mut self, traces: &Arc<Traces>) -> Self {
+        self.traces = Some(traces.clone());
         self
     }
 
@@ -143,7 +155,11 @@ impl Setup {
         };
         let mut config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
         config.engine.program = self.program;
-        let app = App::start(config, || 0).expect("the gateway starts");
+        let app = match self.traces {
+            Some(traces) => App::start_traced(config, || 0, &Tracer::to(traces)),
+            None => App::start(config, || 0),
+        };
+        let app = app.expect("the gateway starts");
         TestGateway {
             public: app.public_addresses()[0],
             ops: app.ops_addresses()[0],
