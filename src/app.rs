@@ -25,7 +25,7 @@ use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
 use crate::route::Registry;
-use crate::telemetry::{LimitLoad, Metrics, Scrape, TicketLoad, Tracer, Upkeep};
+use crate::telemetry::{Metrics, ModelInfo, ModelScrape, Scrape, TicketLoad, Tracer, Upkeep};
 use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
@@ -122,8 +122,8 @@ impl App {
         tracer: &Arc<Tracer>,
     ) -> anyhow::Result<Self> {
         let registry = Registry::new(plans(&config));
-        let metrics = Arc::new(Metrics::new(registry.names())?);
-        let upkeep = metrics.start_upkeep()?;
+        let telemetry = &config.telemetry.metrics;
+        let metrics = Arc::new(Metrics::with(telemetry, registry.names())?);
         let watch = Watch::new();
         let state = config.server.state_dir.clone();
         let state = state.or_else(crate::config::state::directory);
@@ -161,35 +161,36 @@ impl App {
             };
             (http::router(context), connections(config))
         })?;
+        let (upkeep, pages) = Upkeep::start(metrics.clone(), telemetry, {
+            let (gateway, registry) = (gateway.clone(), registry.clone());
+            let (streams, limits) = (streams.clone(), kept.clone());
+            move || Scrape {
+                streams_open: gateway.open_streams(),
+                streams_kept: streams.as_ref().map_or(0, |streams| streams.count()),
+                log_lines_dropped: log_lines_dropped(),
+                tickets: tickets(&gate),
+                limits: limits.load(),
+                models: models(&registry),
+            }
+        })?;
         let listen = Listen {
             plain: &config.ops.listen,
             secure: None,
         };
         let ops = Endpoint::open(&listen, &config, None, |config| {
-            let (gateway, registry, metrics) = (gateway.clone(), registry.clone(), metrics.clone());
-            let (open, control) = (gateway.clone(), registry.clone());
-            let (streams, limits) = (streams.clone(), kept.clone());
-            let render = move || {
-                render(
-                    &metrics,
-                    &registry,
-                    [
-                        open.open_streams(),
-                        streams.as_ref().map_or(0, |streams| streams.count()),
-                    ],
-                    tickets(&gate),
-                    limits.load(),
-                    log_lines_dropped(),
-                )
-            };
-            let paths = http::ops_router(gateway.clone(), render);
-            let mut paths = paths.merge(ops::router(control));
+            let paths = http::ops_router(gateway.clone(), pages);
+            let mut paths = paths.merge(ops::router(registry.clone()));
             if config.ops.requires_key() {
-                paths = ops::guarded(paths, gateway);
+                paths = ops::guarded(paths, gateway.clone());
             }
             (paths, OPS_CONNECTIONS)
         })?;
         let following = gateway.clone().follow_callers();
+        let probed = metrics.clone();
+        let watching = async move {
+            let is_busy = || watch.open_streams() > 0;
+            tokio::join!(watch.run(), following, probed.probe(is_busy));
+        };
 
         let limits = Background::default();
         limits.tracker.spawn(kept.keep(limits.stop.clone()));
@@ -203,9 +204,7 @@ impl App {
             }
         });
         Ok(Self {
-            watching: tokio::spawn(async move {
-                tokio::join!(watch.run(), following);
-            }),
+            watching: tokio::spawn(watching),
             sweeping: tokio::spawn(limiter.run()),
             limits,
             keeping: Mutex::new(Some(keeping)),
@@ -510,24 +509,21 @@ fn tickets(gate: &Gate) -> TicketLoad {
     }
 }
 
-fn render(
-    metrics: &Metrics,
-    registry: &Registry,
-    [streams_open, streams_kept]: [usize; 2],
-    tickets: TicketLoad,
-    limits: LimitLoad,
-    dropped: u64,
-) -> String {
-    let engines = registry.ready();
-    let loads = engines
-        .iter()
-        .map(|engine| (&*engine.card().name, engine.gauges().load));
-    metrics.render(Scrape {
-        streams_open,
-        streams_kept,
-        tickets,
-        limits,
-        log_lines_dropped: dropped,
-        models: loads,
-    })
+/// The models that have been ready, as they are now.
+fn models(registry: &Registry) -> Vec<ModelScrape> {
+    let models = registry.models().into_iter();
+    models
+        .map(|(card, engine)| ModelScrape {
+            name: card.name,
+            is_ready: engine.is_some(),
+            info: ModelInfo {
+                context: card.context,
+                parameters: card.parameters,
+                bytes: card.bytes,
+            },
+            load: engine
+                .map(|engine| engine.gauges().load)
+                .unwrap_or_default(),
+        })
+        .collect()
 }

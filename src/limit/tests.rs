@@ -204,14 +204,7 @@ fn a_scope_that_refuses_takes_nothing_from_those_before_it() {
 
 impl Rig {
     fn metrics_text(&self) -> String {
-        self.metrics.render(crate::telemetry::Scrape {
-            streams_open: 0,
-            streams_kept: 0,
-            limits: crate::telemetry::LimitLoad::default(),
-            tickets: crate::telemetry::TicketLoad::default(),
-            log_lines_dropped: 0,
-            models: [],
-        })
+        self.metrics.render(&crate::telemetry::Scrape::default())
     }
 }
 

@@ -176,6 +176,20 @@ impl Registry {
         engines.collect()
     }
 
+    /// The models that have been ready, in order, each with the engine that serves it now, if one does.
+    #[must_use]
+    pub fn models(&self) -> Vec<(Card, Option<Arc<dyn Engine>>)> {
+        let models = self.entries.iter().filter_map(|entry| {
+            let card = entry.card.read().unwrap_or_else(PoisonError::into_inner);
+            let engine = match entry.state() {
+                State::Ready(engine) => Some(engine),
+                _ => None,
+            };
+            Some((card.clone()?, engine))
+        });
+        models.collect()
+    }
+
     /// The models that have been ready, in order, each with why it is not so now.
     #[must_use]
     pub fn cards(&self) -> Vec<(Card, Option<String>)> {

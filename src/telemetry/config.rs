@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
+use super::MetricsConfig;
+
 /// `[telemetry]`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -11,6 +13,8 @@ pub struct Config {
     pub log: Filter,
     /// How they are written.
     pub format: Format,
+    /// What `/metrics` says.
+    pub metrics: MetricsConfig,
 }
 
 /// How log lines are written.

@@ -12,10 +12,11 @@ mod trace;
 
 pub use config::Config;
 pub use logs::{LogControl, LogError, Logs};
+pub use metrics::config::Config as MetricsConfig;
 pub use metrics::{
-    ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelLoad,
-    ModelMetrics, Route, Scope, Scrape, Speaking, TicketLoad, Traffic, Transport, Transports,
-    Upkeep,
+    ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelInfo,
+    ModelLoad, ModelMetrics, ModelScrape, Page, Pages, Route, Scope, Scrape, Speaking, TicketLoad,
+    Traffic, Transport, Transports, Upkeep,
 };
 pub use request::RequestRecorder;
 pub use steps::Steps;

@@ -28,6 +28,7 @@ impl RequestRecorder {
     /// A request for `model` was accepted now, in this trace.
     #[must_use]
     pub fn new(model: Arc<ModelMetrics>, route: Route, id: RequestId, trace: Trace) -> Self {
+        model.request_came();
         Self {
             trace,
             model,
@@ -137,10 +138,9 @@ impl Recorder for RequestRecorder {
             .tokens_read(usage.prompt_tokens, usage.cached_tokens);
         self.model
             .tokens_generated(usage.completion_tokens.saturating_sub(counted));
-        match record.outcome {
-            Outcome::Ok => self.model.finished_well(record.duration),
-            Outcome::Stalled => self.model.reader_cut(),
-            _ => {}
+        self.model.spent(record);
+        if record.outcome == Outcome::Stalled {
+            self.model.reader_cut();
         }
         self.log(record, failure);
         self.trace.work(Work {

@@ -27,7 +27,7 @@ use super::{assets, bind, early, plain, rpc, standing, traced, vectors};
 use crate::gateway::Gateway;
 use crate::gateway::settings::LONGEST;
 use crate::generation::{Caller, Deadlines, Failure, Kind, RequestId, clock};
-use crate::telemetry::{Route, Tracer};
+use crate::telemetry::{Page, Pages, Route, Tracer};
 use crate::wire::{self, Call, Head, failure, openai};
 
 /// The header that identifies a request, in and out.
@@ -119,22 +119,18 @@ pub fn router(context: Context) -> Router {
 }
 
 /// Paths of the operator's port beside what [`router`] has in common with it.
-pub fn ops_router(
-    gateway: Arc<Gateway>,
-    metrics: impl Fn() -> String + Clone + Send + Sync + 'static,
-) -> Router {
-    let render = move || {
-        let metrics = metrics.clone();
-        async move {
-            // Rendering walks every series: not on a thread that moves tokens.
-            let text = tokio::task::spawn_blocking(metrics)
-                .await
-                .unwrap_or_default();
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
-        }
+pub fn ops_router(gateway: Arc<Gateway>, pages: Pages) -> Router {
+    let page = |page| {
+        let pages = pages.clone();
+        get(async move || match pages.page(page).await {
+            Ok(text) => ([(header::CONTENT_TYPE, METRICS)], text).into_response(),
+            Err(failure) => fail(&failure),
+        })
     };
     Router::new()
-        .route("/metrics", get(render))
+        .route("/metrics", page(Page::Own))
+        .route("/metrics/llamacpp", page(Page::LlamaServer))
+        .route("/metrics/vllm", page(Page::Vllm))
         .route("/healthz", get(healthz))
         .route("/readyz", get(async move || readiness(&gateway)))
         .fallback(async || {
@@ -144,6 +140,9 @@ pub fn ops_router(
             ))
         })
 }
+
+/// Prometheus' text format.
+const METRICS: &str = "text/plain; version=0.0.4";
 
 async fn identify(State(context): State<Context>, mut request: Request, next: Next) -> Response {
     let id = request

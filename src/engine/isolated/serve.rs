@@ -17,7 +17,7 @@ use super::{answers, burst, clock_zero, door, read_some};
 use crate::engine::llama::{LlamaEngine, LoadError, Weights};
 use crate::engine::{Engine, Loading, TokenizeOptions};
 use crate::generation::{Burst, Cancel, Failure, Source, Usage, chain};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, MetricsConfig, Scrape, Upkeep};
 
 /// Longest frame from the parent, which is believed: a body of the largest size that a server takes,
 /// with every byte of it escaped.
@@ -89,7 +89,9 @@ async fn run() -> io::Result<ExitCode> {
     let shift = clock_zero().saturating_sub(hello.clock_zero);
 
     let metrics = Metrics::new([hello.name.as_str()]).map_err(io::Error::other)?;
-    let _upkeep = metrics.start_upkeep()?;
+    let metrics = Arc::new(metrics);
+    // Nobody asks for pages here; samples have to be folded into buckets all the same.
+    let (_upkeep, _) = Upkeep::start(metrics.clone(), &MetricsConfig::default(), Scrape::default)?;
     let Some(loaded) = load(&mut control, &mut inbox, hello, &metrics).await? else {
         return Ok(ExitCode::SUCCESS);
     };

@@ -1,28 +1,25 @@
 //! Every metric's name, help and buckets.
 
+use super::text::Family;
+use super::text::Kind::{Counter, Gauge, Histogram};
+
 pub(super) const TIME_TO_FIRST_TOKEN: &str = "sluicegate_time_to_first_token_seconds";
-pub(super) const INTER_TOKEN: &str = "sluicegate_inter_token_seconds";
 pub(super) const E2E: &str = "sluicegate_e2e_seconds";
 pub(super) const QUEUE: &str = "sluicegate_queue_seconds";
+pub(super) const PREFILL: &str = "sluicegate_prefill_seconds";
+pub(super) const TPOT: &str = "sluicegate_tpot_seconds";
+pub(super) const SEND_STALL: &str = "sluicegate_send_stall_seconds";
+pub(super) const SCHEDULING_DELAY: &str = "sluicegate_scheduling_delay_seconds";
 
 /// Every histogram with its help and its buckets; without buckets it would be rendered as a
 /// summary, which cannot be added up over processes.
-pub(super) const HISTOGRAMS: [(&str, &str, &[f64]); 4] = [
+pub(super) const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
     (
         TIME_TO_FIRST_TOKEN,
         "From accepting a request to its first token.",
         &[
             0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
             10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
-        ],
-    ),
-    (
-        INTER_TOKEN,
-        "Between two tokens of one choice.",
-        // Finer below 10 ms than OpenTelemetry advises: small local models live there.
-        &[
-            0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
-            2.5, 10.0, 60.0,
         ],
     ),
     (
@@ -40,15 +37,41 @@ pub(super) const HISTOGRAMS: [(&str, &str, &[f64]); 4] = [
             0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
         ],
     ),
+    (
+        PREFILL,
+        "From the end of the waiting line until all of the prompt was read.",
+        &[
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            60.0, 120.0,
+        ],
+    ),
+    (
+        TPOT,
+        "From a request's first token to its good end, for each of its other tokens.",
+        &[
+            0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
+            2.5,
+        ],
+    ),
+    (
+        SEND_STALL,
+        "How long its reader left a stream with what it was handed, over the whole request.",
+        &[
+            0.0001, 0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+        ],
+    ),
+    (
+        SCHEDULING_DELAY,
+        "How much later than due a task ran that had only slept; timers round up to 1 ms.",
+        &[
+            0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+        ],
+    ),
 ];
 
 pub(super) const REQUESTS: &str = "sluicegate_requests_total";
 pub(super) const TOKENS: &str = "sluicegate_tokens_total";
 pub(super) const SEND_STALLS: &str = "sluicegate_send_stalls_total";
-pub(super) const PAUSES: &str = "sluicegate_pauses_total";
-pub(super) const DRAFT_TOKENS: &str = "sluicegate_draft_tokens_total";
-pub(super) const PARKS: &str = "sluicegate_parks_total";
-pub(super) const MOVES: &str = "sluicegate_moves_total";
 pub(super) const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
 pub(super) const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
 pub(super) const HANDSHAKES: &str = "sluicegate_tls_handshakes_total";
@@ -68,29 +91,13 @@ pub(super) const BYTES: &str = "sluicegate_bytes_total";
 pub(super) const SEND_STALL_SECONDS: &str = "sluicegate_send_stall_seconds_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 23] = [
+pub(super) const COUNTERS: &[(&str, &str)] = &[
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
         "Tokens by kind; cached ones are among the input tokens too.",
     ),
     (SEND_STALLS, "Readers cut off because they stopped reading."),
-    (
-        PARKS,
-        "Times that a sequence was set aside for others or for its reader.",
-    ),
-    (
-        MOVES,
-        "Times that a running sequence was moved beside the others, so that they compute together.",
-    ),
-    (
-        PAUSES,
-        "Times that a sequence left the batch because its reader was behind.",
-    ),
-    (
-        DRAFT_TOKENS,
-        "Tokens computed on a guess, by whether they were right.",
-    ),
     (
         ENGINE_DEATHS,
         "Times that a model's engine stopped although nobody stopped it, or did not load again.",
@@ -159,15 +166,6 @@ pub(super) const STREAMS_KEPT: &str = "sluicegate_streams_kept";
 pub(super) const CONNECTIONS_OPEN: &str = "sluicegate_connections_open";
 pub(super) const TRANSPORT_CONNECTIONS: &str = "sluicegate_transport_connections";
 pub(super) const REQUESTS_OPEN: &str = "sluicegate_requests_open";
-pub(super) const REQUESTS_RUNNING: &str = "sluicegate_requests_running";
-pub(super) const REQUESTS_WAITING: &str = "sluicegate_requests_waiting";
-pub(super) const SEQUENCES_PAUSED: &str = "sluicegate_sequences_paused";
-pub(super) const PARKED: &str = "sluicegate_sequences_parked";
-pub(super) const KV_USED: &str = "sluicegate_kv_tokens_used";
-pub(super) const KV_IDLE: &str = "sluicegate_kv_tokens_idle";
-pub(super) const PREFIX_BYTES: &str = "sluicegate_prefix_cache_bytes";
-pub(super) const KV_CAPACITY: &str = "sluicegate_kv_tokens_capacity";
-pub(super) const ENGINE_THREADS: &str = "sluicegate_engine_threads";
 pub(super) const CERTIFICATE_UNTIL: &str = "sluicegate_tls_certificate_not_after_seconds";
 pub(super) const TICKETS_LIVE: &str = "sluicegate_tls_tickets_live";
 pub(super) const EARLY_IDS: &str = "sluicegate_early_ids";
@@ -176,7 +174,7 @@ pub(super) const LIMIT_REDIS_UP: &str = "sluicegate_limit_redis_up";
 pub(super) const LIMIT_NODES: &str = "sluicegate_limit_nodes";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
-pub(super) const GAUGES: [(&str, &str); 21] = [
+pub(super) const GAUGES: &[(&str, &str)] = &[
     (STREAMS_OPEN, "Streams that have not ended."),
     (
         STREAMS_KEPT,
@@ -190,24 +188,6 @@ pub(super) const GAUGES: [(&str, &str); 21] = [
     (
         REQUESTS_OPEN,
         "Requests from their heads to the last byte of their answers, whatever they ask for.",
-    ),
-    (REQUESTS_RUNNING, "Sequences in prefill or decode."),
-    (REQUESTS_WAITING, "Requests in the waiting line."),
-    (
-        SEQUENCES_PAUSED,
-        "Running sequences whose reader is behind, out of the batch for now.",
-    ),
-    (
-        PARKED,
-        "Sequences set aside, with their K/V in host memory.",
-    ),
-    (KV_USED, "KV cells in use."),
-    (KV_IDLE, "KV cells that hold nothing but cached prefixes."),
-    (PREFIX_BYTES, "Bytes of cached prefixes in host memory."),
-    (KV_CAPACITY, "KV cells in all."),
-    (
-        ENGINE_THREADS,
-        "Threads of the last call of a phase, decode or prefill.",
     ),
     (
         CERTIFICATE_UNTIL,
@@ -231,4 +211,251 @@ pub(super) const GAUGES: [(&str, &str); 21] = [
         "Accounts of callers, organizations and models that limits keep now (limits.max_accounts).",
     ),
     (BUILD_INFO, "Always 1; the labels say what runs."),
+];
+
+/// Bounds of the buckets between two tokens, in microseconds. Finer below 10 ms than OpenTelemetry advises:
+/// small local models live there.
+pub(super) const GAP_BOUNDS_US: [u32; 17] = [
+    500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000,
+    500_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000,
+];
+
+pub(super) const INTER_TOKEN: Family = Family {
+    name: "sluicegate_inter_token_seconds",
+    kind: Histogram,
+    help: "Between two tokens of one choice.",
+};
+pub(super) const REQUESTS_RUNNING: Family = Family {
+    name: "sluicegate_requests_running",
+    kind: Gauge,
+    help: "Sequences in prefill or decode.",
+};
+pub(super) const REQUESTS_WAITING: Family = Family {
+    name: "sluicegate_requests_waiting",
+    kind: Gauge,
+    help: "Requests in the waiting line.",
+};
+pub(super) const SEQUENCES_PAUSED: Family = Family {
+    name: "sluicegate_sequences_paused",
+    kind: Gauge,
+    help: "Running sequences whose reader is behind, out of the batch for now.",
+};
+pub(super) const PARKED: Family = Family {
+    name: "sluicegate_sequences_parked",
+    kind: Gauge,
+    help: "Sequences set aside, with their K/V in host memory.",
+};
+pub(super) const KV_USED: Family = Family {
+    name: "sluicegate_kv_tokens_used",
+    kind: Gauge,
+    help: "KV cells in use.",
+};
+pub(super) const KV_IDLE: Family = Family {
+    name: "sluicegate_kv_tokens_idle",
+    kind: Gauge,
+    help: "KV cells that hold nothing but cached prefixes.",
+};
+pub(super) const PREFIX_BYTES: Family = Family {
+    name: "sluicegate_prefix_cache_bytes",
+    kind: Gauge,
+    help: "Bytes of cached prefixes in host memory.",
+};
+pub(super) const KV_CAPACITY: Family = Family {
+    name: "sluicegate_kv_tokens_capacity",
+    kind: Gauge,
+    help: "KV cells in all.",
+};
+pub(super) const ENGINE_THREADS: Family = Family {
+    name: "sluicegate_engine_threads",
+    kind: Gauge,
+    help: "Threads of the last call of a phase, decode or prefill.",
+};
+pub(super) const PAUSES: Family = Family {
+    name: "sluicegate_pauses_total",
+    kind: Counter,
+    help: "Times that a sequence left the batch because its reader was behind.",
+};
+pub(super) const PARKS: Family = Family {
+    name: "sluicegate_parks_total",
+    kind: Counter,
+    help: "Times that a sequence was set aside for others or for its reader.",
+};
+pub(super) const MOVES: Family = Family {
+    name: "sluicegate_moves_total",
+    kind: Counter,
+    help: "Times that a running sequence was moved beside the others, so that they compute together.",
+};
+pub(super) const DRAFT_TOKENS: Family = Family {
+    name: "sluicegate_draft_tokens_total",
+    kind: Counter,
+    help: "Tokens computed on a guess, by whether they were right.",
+};
+pub(super) const MODEL_READY: Family = Family {
+    name: "sluicegate_model_ready",
+    kind: Gauge,
+    help: "1 while the model takes requests; 0 while it loads, and if that failed.",
+};
+pub(super) const MODEL_INFO: Family = Family {
+    name: "sluicegate_model_info",
+    kind: Gauge,
+    help: "Always 1, for models that have been ready; the labels say what they are.",
+};
+pub(super) const PREFIX_HITS: Family = Family {
+    name: "sluicegate_prefix_cache_hits_tokens_total",
+    kind: Counter,
+    help: "Prompt tokens found in the cache of prefixes.",
+};
+pub(super) const PREFIX_QUERIES: Family = Family {
+    name: "sluicegate_prefix_cache_queries_tokens_total",
+    kind: Counter,
+    help: "Prompt tokens looked up in the cache of prefixes.",
+};
+pub(super) const STEP_SECONDS: Family = Family {
+    name: "sluicegate_engine_step_seconds",
+    kind: Histogram,
+    help: "Steps of the engine that computed something, by how long they took.",
+};
+pub(super) const PHASE_SECONDS: Family = Family {
+    name: "sluicegate_engine_phase_seconds_total",
+    kind: Counter,
+    help: "Where the time of those steps went: reading prompts, decoding, sampling, waking readers, other.",
+};
+pub(super) const BATCH_ROWS: Family = Family {
+    name: "sluicegate_engine_batch_rows",
+    kind: Histogram,
+    help: "Calls of a phase by the tokens that they computed at once.",
+};
+pub(super) const SERIES_DROPPED: Family = Family {
+    name: "sluicegate_series_dropped_total",
+    kind: Counter,
+    help: "Series that were not made because of telemetry.metrics.max_series.",
+};
+pub(super) const RENDER_SECONDS: Family = Family {
+    name: "sluicegate_render_seconds",
+    kind: Gauge,
+    help: "How long it took to write the page before this one.",
+};
+pub(super) const REQUEST_RATE: Family = Family {
+    name: "sluicegate_request_rate",
+    kind: Gauge,
+    help: "Requests a second, over the last 10 s.",
+};
+pub(super) const REQUEST_RATE_BASELINE: Family = Family {
+    name: "sluicegate_request_rate_baseline",
+    kind: Gauge,
+    help: "Requests a second, over the 5 minutes before those 10 s.",
+};
+pub(super) const REQUEST_RATE_ANOMALY: Family = Family {
+    name: "sluicegate_request_rate_anomaly",
+    kind: Gauge,
+    help: "1 while the rate of requests is above its baseline by more than telemetry.metrics.anomaly_factor allows.",
+};
+pub(super) const RUNTIME_WORKERS: Family = Family {
+    name: "sluicegate_runtime_workers",
+    kind: Gauge,
+    help: "Threads that run tasks.",
+};
+pub(super) const RUNTIME_TASKS: Family = Family {
+    name: "sluicegate_runtime_tasks",
+    kind: Gauge,
+    help: "Tasks that have not ended.",
+};
+pub(super) const RUNTIME_QUEUE: Family = Family {
+    name: "sluicegate_runtime_queue_depth",
+    kind: Gauge,
+    help: "Tasks that wait for any thread (each thread has a line of its own besides).",
+};
+pub(super) const RUNTIME_BUSY: Family = Family {
+    name: "sluicegate_runtime_busy_seconds_total",
+    kind: Counter,
+    help: "Time that threads spent running tasks, summed up over all of them.",
+};
+pub(super) const RUNTIME_BUSY_RATIO: Family = Family {
+    name: "sluicegate_runtime_busy_ratio",
+    kind: Gauge,
+    help: "The share of the last second that threads spent running tasks; 0 to 1.",
+};
+pub(super) const RUNTIME_PARKS: Family = Family {
+    name: "sluicegate_runtime_parks_total",
+    kind: Counter,
+    help: "Times that a thread had nothing to do.",
+};
+pub(super) const PROCESS_CPU: Family = Family {
+    name: "process_cpu_seconds_total",
+    kind: Counter,
+    help: "CPU time of the process, user and system.",
+};
+pub(super) const PROCESS_RESIDENT: Family = Family {
+    name: "process_resident_memory_bytes",
+    kind: Gauge,
+    help: "Memory of the process that is in RAM.",
+};
+pub(super) const PROCESS_VIRTUAL: Family = Family {
+    name: "process_virtual_memory_bytes",
+    kind: Gauge,
+    help: "Address space of the process.",
+};
+pub(super) const PROCESS_FDS: Family = Family {
+    name: "process_open_fds",
+    kind: Gauge,
+    help: "Open files and sockets.",
+};
+pub(super) const PROCESS_MAX_FDS: Family = Family {
+    name: "process_max_fds",
+    kind: Gauge,
+    help: "Most files and sockets that may be open.",
+};
+pub(super) const PROCESS_THREADS: Family = Family {
+    name: "process_threads",
+    kind: Gauge,
+    help: "Threads of the process.",
+};
+pub(super) const PROCESS_START: Family = Family {
+    name: "process_start_time_seconds",
+    kind: Gauge,
+    help: "When the process started, in seconds since 1970.",
+};
+
+/// Every family that is written when it is asked for; the others are kept by the exporter.
+#[cfg(test)]
+pub(super) const WRITTEN: &[Family] = &[
+    INTER_TOKEN,
+    REQUESTS_RUNNING,
+    REQUESTS_WAITING,
+    SEQUENCES_PAUSED,
+    PARKED,
+    KV_USED,
+    KV_IDLE,
+    PREFIX_BYTES,
+    KV_CAPACITY,
+    ENGINE_THREADS,
+    PAUSES,
+    PARKS,
+    MOVES,
+    DRAFT_TOKENS,
+    MODEL_READY,
+    MODEL_INFO,
+    PREFIX_HITS,
+    PREFIX_QUERIES,
+    STEP_SECONDS,
+    PHASE_SECONDS,
+    BATCH_ROWS,
+    SERIES_DROPPED,
+    RENDER_SECONDS,
+    REQUEST_RATE,
+    REQUEST_RATE_BASELINE,
+    REQUEST_RATE_ANOMALY,
+    RUNTIME_WORKERS,
+    RUNTIME_TASKS,
+    RUNTIME_QUEUE,
+    RUNTIME_BUSY,
+    RUNTIME_BUSY_RATIO,
+    RUNTIME_PARKS,
+    PROCESS_CPU,
+    PROCESS_RESIDENT,
+    PROCESS_VIRTUAL,
+    PROCESS_FDS,
+    PROCESS_MAX_FDS,
+    PROCESS_THREADS,
+    PROCESS_START,
 ];

@@ -381,7 +381,7 @@ fn route(path: &str) -> Option<Route> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::{Scrape, TicketLoad};
+    use crate::telemetry::Scrape;
 
     #[test]
     fn every_refusal_has_a_series() {
@@ -389,14 +389,7 @@ mod tests {
         for refusal in Refusal::ALL {
             metrics.transports.auth_refused(refusal.name());
         }
-        let text = metrics.render(Scrape {
-            streams_open: 0,
-            streams_kept: 0,
-            limits: crate::telemetry::LimitLoad::default(),
-            tickets: TicketLoad::default(),
-            log_lines_dropped: 0,
-            models: [],
-        });
+        let text = metrics.render(&Scrape::default());
         for refusal in Refusal::ALL {
             let name = refusal.name();
             let series = format!("sluicegate_auth_refusals_total{{reason=\"{name}\"}} 1\n");

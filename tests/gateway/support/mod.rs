@@ -57,6 +57,8 @@ pub(crate) fn gateway() -> Setup {
             "tls.listen=127.0.0.1:0",
             // Most tests have no use for TLS.
             "tls.self_signed=false",
+            // What a test has done must show in the next look at the metrics.
+            "telemetry.metrics.cache=0s",
         ]
         .map(String::from)
         .to_vec(),
