@@ -8,6 +8,7 @@ pub mod chat;
 pub mod check;
 mod check_model;
 mod cpu;
+mod health;
 mod key;
 mod serve;
 
@@ -46,6 +47,7 @@ enum Command {
     /// Ends with status 2 when the file cannot be used, and says why.
     CheckModel(check_model::CheckModelArgs),
     Key(key::KeyArgs),
+    Health(health::HealthArgs),
     /// Check a configuration without serving
     ///
     /// Accepts and refuses exactly what serve does. Ends with status 2 when something is wrong.
@@ -72,6 +74,7 @@ fn run() -> ExitCode {
         Command::Chat(args) => talk(*args),
         Command::CheckModel(args) => check_model::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Check { flags } => check::run(flags).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
