@@ -1,8 +1,11 @@
-//! `[telemetry]`: what is logged, and how a line looks.
+//! `[telemetry]`: what is logged, how a line looks, and where traces go.
+
+mod traces;
 
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
+pub use self::traces::{Endpoint, Protocol, Slo, Traces};
 use super::MetricsConfig;
 
 /// `[telemetry]`.
@@ -15,6 +18,14 @@ pub struct Config {
     pub format: Format,
     /// What `/metrics` says.
     pub metrics: MetricsConfig,
+    /// Where traces go; without one they have names and go nowhere.
+    pub otlp_endpoint: Option<Endpoint>,
+    /// How they travel.
+    pub otlp_protocol: Protocol,
+    /// Which traces are kept, and what of them.
+    pub traces: Traces,
+    /// What a good request is.
+    pub slo: Slo,
 }
 
 /// How log lines are written.

@@ -17,6 +17,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::{Registry, fmt, reload};
 
 use super::config::{Config, Filter, Format};
+use super::trace::process_layer;
 
 /// Lines that may wait to be written: about two megabytes, or a second of heavy logging.
 const QUEUE: usize = 4096;
@@ -194,7 +195,11 @@ where
         filter: Arc::new(Mutex::new(config.log.clone())),
         handle,
     };
-    (Box::new(Registry::default().with(lines)), control)
+    let spans = config.otlp_endpoint.is_some().then(process_layer);
+    // Beside the filter, never inside of it: it must be found by the spans that are made (and the
+    // filter is for lines only).
+    let subscriber = Registry::default().with(lines).with(spans);
+    (Box::new(subscriber), control)
 }
 
 fn lines<W>(config: &Config, terminal: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>

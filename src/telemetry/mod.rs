@@ -1,4 +1,4 @@
-//! What the process tells about itself: logs and metrics.
+//! What the process tells about itself: logs, metrics and traces.
 //!
 //! Nothing here may slow a stream down: log lines go through a bounded queue that drops rather than
 //! waits, and metric handles are looked up when a model is set up, never when something is counted.
@@ -7,6 +7,7 @@ pub mod config;
 mod logs;
 mod metrics;
 mod request;
+mod slo;
 mod steps;
 mod trace;
 
@@ -19,5 +20,9 @@ pub use metrics::{
     Traffic, Transport, Transports, Upkeep,
 };
 pub use request::RequestRecorder;
+pub use slo::{Burn, Slo, Verdict};
 pub use steps::Steps;
-pub use trace::Tracer;
+pub use trace::{ExportError, Reason, TraceLoad, Tracer};
+
+/// The target of spans of the process's own work: those are exported with the traces of requests.
+pub(crate) const PROCESS: &str = "sluicegate::process";

@@ -1,0 +1,272 @@
+//! The thread that makes spans of what is kept and hands them to the collector.
+//!
+//! It has a runtime of its own, so that neither a slow collector nor the work of making spans takes
+//! anything from the runtime that carries requests. What the collector does not take in time is dropped
+//! and counted, a trace whole or not at all.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{
+    ExporterBuildError, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
+    WithTonicConfig,
+};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::{
+    EnvResourceDetector, ResourceDetector, TelemetryResourceDetector,
+};
+use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::queue::{Item, Queue, Size};
+use super::spans::{Anchor, Spans};
+use super::{Sink, ratio, semconv};
+use crate::telemetry::config::{Config, Endpoint, Protocol};
+
+/// How long the collector may take for a batch.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One more try, this long after the first: a collector that is just being replaced. Not more, because
+/// what comes meanwhile has to wait.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// How long the end of the process waits for the last batch.
+const LAST_BATCH: Duration = Duration::from_secs(2);
+
+/// Between two lines about a collector that does not answer.
+const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
+
+/// Why traces cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// No thread, or no runtime for it.
+    #[error("cannot start the thread of traces")]
+    Thread(#[from] io::Error),
+    /// The exporter does not take the configuration.
+    #[error("telemetry.otlp_endpoint cannot be used")]
+    Exporter(#[from] ExporterBuildError),
+}
+
+/// Starts the thread. It ends some time after `stop`, and then cancels `done`.
+pub(super) fn start(
+    config: &Config,
+    endpoint: &Endpoint,
+    sink: Arc<Sink>,
+    stop: CancellationToken,
+    done: CancellationToken,
+) -> Result<(), ExportError> {
+    let (protocol, endpoint) = (config.otlp_protocol, endpoint.clone());
+    let (tell, told) = mpsc::sync_channel(1);
+    thread::Builder::new()
+        .name("traces".to_owned())
+        .spawn(move || {
+            let _done = done.drop_guard();
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = tell.send(Err(error.into()));
+                    return;
+                }
+            };
+            runtime.block_on(async {
+                match exporter(protocol, &endpoint) {
+                    Ok(exporter) => {
+                        let _ = tell.send(Ok(()));
+                        run(exporter, &sink, stop).await;
+                    }
+                    Err(error) => {
+                        let _ = tell.send(Err(error));
+                    }
+                }
+            });
+            // A connection that hangs is not waited for.
+            runtime.shutdown_background();
+        })?;
+    told.recv()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread has ended").into()))
+}
+
+fn exporter(protocol: Protocol, endpoint: &Endpoint) -> Result<SpanExporter, ExportError> {
+    let retry = RetryPolicy::disabled()
+        .with_max_retries(1)
+        .with_initial_delay(RETRY_AFTER)
+        .with_max_delay(RETRY_AFTER);
+    let builder = SpanExporter::builder();
+    let mut exporter = match protocol {
+        Protocol::Grpc => {
+            let mut builder = builder
+                .with_tonic()
+                .with_endpoint(endpoint.as_str())
+                .with_timeout(TIMEOUT)
+                .with_retry_policy(retry);
+            if endpoint.is_secure() {
+                let tls = ClientTlsConfig::new().with_enabled_roots();
+                builder = builder.with_tls_config(tls);
+            }
+            builder.build()?
+        }
+        Protocol::Http => {
+            let builder = builder
+                .with_http()
+                .with_endpoint(endpoint.traces_url())
+                .with_timeout(TIMEOUT)
+                .with_retry_policy(retry);
+            if endpoint.is_secure() {
+                let connector = hyper_rustls::HttpsConnectorBuilder::new()
+                    .with_provider_and_native_roots(rustls::crypto::ring::default_provider())?
+                    .https_only()
+                    .enable_http1()
+                    .build();
+                let client = HyperClient::new(connector, TIMEOUT, None);
+                builder.with_http_client(client).build()?
+            } else {
+                builder.build()?
+            }
+        }
+    };
+    exporter.set_resource(&resource());
+    Ok(exporter)
+}
+
+/// Who speaks: the environment's word counts (`OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME`).
+fn resource() -> Resource {
+    let instance = uuid::Uuid::new_v4().to_string();
+    let detectors: [Box<dyn ResourceDetector>; 2] = [
+        Box::new(TelemetryResourceDetector),
+        Box::new(EnvResourceDetector::new()),
+    ];
+    let named = std::env::var("OTEL_SERVICE_NAME").ok();
+    let builder = Resource::builder_empty()
+        .with_attributes([
+            KeyValue::new(semconv::SERVICE_NAME, semconv::US),
+            KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
+            KeyValue::new(semconv::SERVICE_INSTANCE, instance),
+        ])
+        .with_detectors(&detectors);
+    match named.filter(|name| !name.is_empty()) {
+        Some(name) => builder.with_service_name(name).build(),
+        None => builder.build(),
+    }
+}
+
+async fn run(exporter: SpanExporter, sink: &Arc<Sink>, stop: CancellationToken) {
+    let steering = tokio::spawn(steer(sink.clone()));
+    let mut courier = Courier {
+        exporter,
+        spans: Spans::new(),
+        complained: None,
+    };
+    let mut looks = tokio::time::interval(ratio::STEP);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let carrying = async {
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = sink.queue.full.notified() => {}
+            }
+            courier.carry(sink).await;
+        }
+    };
+    let _ = stop.run_until_cancelled(carrying).await;
+    steering.abort();
+    // A batch that was on its way was dropped with `carrying`, and counted by its guard.
+    let _ = tokio::time::timeout(LAST_BATCH, courier.carry(sink)).await;
+    sink.queue.drop_all();
+}
+
+/// Moves the ratio by how the objective fares.
+async fn steer(sink: Arc<Sink>) {
+    let mut ratio = ratio::Ratio::new();
+    let mut steps = tokio::time::interval(ratio::STEP);
+    steps.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        steps.tick().await;
+        let next = ratio.step(sink.base_ratio(), sink.slo.burn().five_minutes);
+        sink.ratio.store(next.to_bits(), Relaxed);
+    }
+}
+
+struct Courier {
+    exporter: SpanExporter,
+    spans: Spans,
+    complained: Option<Instant>,
+}
+
+/// Counts the traces of a batch as lost unless it is told that they arrived.
+struct OnTheWay<'a> {
+    queue: &'a Queue,
+    traces: u64,
+}
+
+impl Drop for OnTheWay<'_> {
+    fn drop(&mut self) {
+        self.queue.dropped.fetch_add(self.traces, Relaxed);
+    }
+}
+
+impl Courier {
+    /// Exports all that waits, batch by batch.
+    async fn carry(&mut self, sink: &Sink) {
+        loop {
+            let (batch, traces) = self.batch(sink);
+            if traces == 0 {
+                return;
+            }
+            let mut on_the_way = OnTheWay {
+                queue: &sink.queue,
+                traces,
+            };
+            let sent = tokio::time::timeout(TIMEOUT, self.exporter.export(batch)).await;
+            let error = match sent {
+                Ok(Ok(())) => {
+                    on_the_way.traces = 0;
+                    if self.complained.take().is_some() {
+                        tracing::info!("traces are exported again");
+                    }
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer for {TIMEOUT:?}"),
+            };
+            drop(on_the_way);
+            if self
+                .complained
+                .is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
+            {
+                self.complained = Some(Instant::now());
+                tracing::warn!(error, traces, "traces could not be exported");
+            }
+        }
+    }
+
+    /// The spans of whole traces, until a batch is full; and how many traces.
+    fn batch(&self, sink: &Sink) -> (Vec<SpanData>, u64) {
+        let (anchor, token_events) = (Anchor::now(), sink.settings.load().token_events);
+        let (mut batch, mut traces, mut size) = (Vec::new(), 0, Size::default());
+        while !size.is_full()
+            && let Some((item, more)) = sink.queue.pop()
+        {
+            traces += 1;
+            size.spans += more.spans;
+            size.bytes += more.bytes;
+            match item {
+                Item::Request(told, reason) => {
+                    batch.extend(self.spans.of(&told, reason, anchor, token_events));
+                }
+                Item::Process(span) => batch.push(*span),
+            }
+        }
+        (batch, traces)
+    }
+}
