@@ -15,11 +15,14 @@ mod burst;
 mod caller;
 pub mod clock;
 mod failure;
+mod live;
 mod meter;
 mod outcome;
 mod queued;
 pub mod ranges;
 mod request;
+mod shared;
+mod source;
 mod stream;
 mod timeline;
 mod trace;
@@ -31,6 +34,7 @@ use std::pin::Pin;
 pub use burst::{Burst, Event, Scored, TokenLogprob, TokenTime};
 pub use caller::{Caller, Rights, Scopes};
 pub use failure::{Failure, Kind, chain};
+pub use live::{Live, Stage};
 pub use meter::{Ending, Meter, UsedUp};
 pub use outcome::{Finish, Outcome, Record, Recorder, Usage, Waits};
 pub use queued::Queued;
@@ -38,7 +42,8 @@ pub use request::{
     AdapterRef, Class, Constraint, Deadlines, Dry, Grammar, Input, Message, Mirostat, Request,
     RequestId, Role, Sampling, UseAdapter, Xtc,
 };
-pub use stream::{Cancel, Happened, Opening, Permit, Source, TokenStream};
+pub use source::{Cancel, Happened, Source};
+pub use stream::{Opening, Permit, TokenStream};
 pub use timeline::{Gap, Moment, Timeline};
 pub use trace::{Exchange, Told, Trace, TraceContext, TraceSink, Work};
 pub use vectors::{EmbedRequest, RerankRequest, Scores, Vectors};

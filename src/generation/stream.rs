@@ -2,62 +2,17 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use atomic_waker::AtomicWaker;
 use tokio::task::coop;
 
+use super::shared::Shared;
 use super::{
-    Burst, Deadlines, Ending, Event, Failure, Finish, Kind, Meter, Moment, Outcome, Queued, Record,
-    Recorder, RequestId, Timeline, TokenTime, Usage, UsedUp, Waits, Watch, WatchGuard, clock,
+    Burst, Deadlines, Ending, Event, Failure, Finish, Meter, Outcome, Queued, Recorder, RequestId,
+    Source, TokenTime, Usage, UsedUp, Watch, WatchGuard, clock,
 };
-
-/// One choice of one request, as an engine produces it.
-pub trait Source: Send {
-    /// Moves what is ready into `burst`, at most [`Burst::room`] tokens of it.
-    ///
-    /// `Pending` means that nothing was added and the task will be woken. After a source has added
-    /// its `finish` or a failure it is not polled again.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()>;
-
-    /// Ends the choice where it is: adds the text that was held back, and its `finish` with
-    /// [`Finish::Length`]. It is not polled again.
-    fn end_here(&mut self, burst: &mut Burst);
-
-    /// Where it stands in line, while it waits for its turn and where that is known.
-    fn queued(&self) -> Option<Queued> {
-        None
-    }
-
-    /// A handle that stops the work behind this source from any thread.
-    fn canceller(&self) -> Arc<dyn Cancel>;
-}
-
-/// Stops the work behind one source. Idempotent, and never blocks.
-pub trait Cancel: Send + Sync {
-    /// Frees what the source holds in its engine, at its next step.
-    fn cancel(&self);
-
-    /// Tells what has happened to the source beside its tokens, oldest first, but for the first `seen`
-    /// things; and how much there was of it in all. Whatever is not kept any more is only counted.
-    fn moments(&self, _seen: u32, _tell: &mut dyn FnMut(u64, Moment)) -> Happened {
-        Happened::default()
-    }
-}
-
-/// How much has happened to one source.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Happened {
-    /// Moments in all.
-    pub moments: u32,
-    /// Of these, [`Moment::Paused`].
-    pub pauses: u32,
-    /// Of these, [`Moment::Preempted`].
-    pub preemptions: u32,
-}
 
 /// Something that is given back by being dropped: a place in a limit, a gauge.
 pub type Permit = Box<dyn Any + Send>;
@@ -118,43 +73,13 @@ pub struct TokenStream {
 /// Gaps gathered before they are handed to the recorder: one call per 64 tokens.
 const GAPS_AT_ONCE: usize = 64;
 
-/// A reader that leaves what it was handed for longer than this is noted: a quarter of a second is what a
-/// person sees.
-const STALL_US: u64 = 250_000;
-
 impl TokenStream {
     /// Opens a stream over `sources`, watched by `watch`.
     #[must_use]
     pub fn open(watch: &Arc<Watch>, opening: Opening, sources: Vec<Box<dyn Source>>) -> Self {
-        let shared = Arc::new(Shared {
-            id: opening.id,
-            owner: opening.owner,
-            model: opening.model,
-            route: opening.route,
-            accepted_at: opening.accepted_at,
-            usage: opening.usage,
-            deterministic: opening.deterministic,
-            deadlines: opening.deadlines,
-            stall_timeout: opening.stall_timeout,
-            waker: AtomicWaker::new(),
-            cut: OnceLock::new(),
-            handed_at: AtomicU64::new(0),
-            asked_at: AtomicU64::new(0),
-            stalled_us: AtomicU64::new(0),
-            stalls: AtomicU32::new(0),
-            first_at: AtomicU64::new(0),
-            last_at: AtomicU64::new(0),
-            tokens: AtomicU32::new(0),
-            cached: AtomicU32::new(opening.usage.cached_tokens),
-            max_gap: AtomicU32::new(0),
-            timeline: Mutex::default(),
-            meter: opening.meter,
-            ledger: Mutex::new(Some(Ledger {
-                recorder: opening.recorder.clone(),
-                cancels: sources.iter().map(|source| source.canceller()).collect(),
-                permits: opening.permits,
-            })),
-        });
+        let recorder = opening.recorder.clone();
+        let cancels = sources.iter().map(|source| source.canceller());
+        let shared = Shared::open(opening, cancels.collect());
         Self {
             watch: Some(watch.enter(shared.clone())),
             shared,
@@ -162,7 +87,7 @@ impl TokenStream {
             untold: vec![0; sources.len()],
             gaps: Vec::new(),
             mixed: Vec::new(),
-            recorder: opening.recorder,
+            recorder,
             open: sources.len(),
             sources: sources.into_iter().map(Some).collect(),
             turn: 0,
@@ -412,186 +337,4 @@ impl Drop for TokenStream {
             self.close(outcome, None);
         }
     }
-}
-
-struct Ledger {
-    recorder: Arc<dyn Recorder>,
-    cancels: Vec<Arc<dyn Cancel>>,
-    permits: Vec<Permit>,
-}
-
-/// What the watch may see of a stream, and do to it, from outside its task.
-pub(super) struct Shared {
-    pub(super) id: RequestId,
-    pub(super) owner: Option<Arc<str>>,
-    model: Arc<str>,
-    route: &'static str,
-    accepted_at: u64,
-    usage: Usage,
-    deterministic: bool,
-    deadlines: Deadlines,
-    stall_timeout: Duration,
-    waker: AtomicWaker,
-    cut: OnceLock<Failure>,
-    /// When the reader was last handed something and has not come back since; 0 while it waits.
-    handed_at: AtomicU64,
-    /// When the reader last came back for more.
-    asked_at: AtomicU64,
-    /// How long it had left what it was handed by then, in all, and how often that was long.
-    stalled_us: AtomicU64,
-    stalls: AtomicU32,
-    first_at: AtomicU64,
-    last_at: AtomicU64,
-    tokens: AtomicU32,
-    cached: AtomicU32,
-    max_gap: AtomicU32,
-    /// Taken once a burst, by the stream alone while nobody ends it from outside.
-    timeline: Mutex<Timeline>,
-    meter: Option<Arc<dyn Meter>>,
-    ledger: Mutex<Option<Ledger>>,
-}
-
-impl Shared {
-    fn timeline(&self) -> MutexGuard<'_, Timeline> {
-        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn usage(&self) -> Usage {
-        Usage {
-            completion_tokens: self.tokens.load(Relaxed),
-            cached_tokens: self.cached.load(Relaxed),
-            ..self.usage
-        }
-    }
-
-    /// The reader comes at `now` for more than it was handed before.
-    fn came_back(&self, handed: u64, now: u64) {
-        let away = now.saturating_sub(handed);
-        // Only the stream writes these, until it is ended.
-        let stalled = self.stalled_us.load(Relaxed).saturating_add(away);
-        self.stalled_us.store(stalled, Relaxed);
-        if away > STALL_US {
-            self.stalls.fetch_add(1, Relaxed);
-            self.timeline().moment(handed, Moment::Stalled(away));
-        }
-    }
-
-    /// The failure that is due at `now`, if any.
-    pub(super) fn overdue(&self, now: u64) -> Option<Failure> {
-        let since = |at: u64| Duration::from_micros(now.saturating_sub(at));
-        let passed = |at: u64, bound: Option<Duration>| bound.is_some_and(|b| since(at) > b);
-        if passed(self.accepted_at, self.deadlines.total) {
-            return Some(deadline("the whole request", self.deadlines.total));
-        }
-        let handed = self.handed_at.load(Relaxed);
-        if handed != 0 {
-            return (since(handed) > self.stall_timeout).then(|| {
-                let limit = humantime::format_duration(self.stall_timeout);
-                Failure::new(
-                    Kind::Stalled,
-                    format!("The reader made no room for more text within {limit}."),
-                )
-                .with_code("reader_stalled")
-            });
-        }
-        if self.first_at.load(Relaxed) == 0 {
-            return passed(self.accepted_at, self.deadlines.first_token)
-                .then(|| deadline("the first token", self.deadlines.first_token));
-        }
-        // A reader who was away has not waited meanwhile, and a paused sequence needs a moment.
-        let waiting_since = self.last_at.load(Relaxed).max(self.asked_at.load(Relaxed));
-        passed(waiting_since, self.deadlines.gap)
-            .then(|| deadline("the next token", self.deadlines.gap))
-    }
-
-    /// Ends the stream from outside: everything is freed and recorded at once, and the reader is
-    /// told when it next asks.
-    pub(super) fn cut(&self, failure: Failure) {
-        let outcome = failure.kind.outcome();
-        if self.cut.set(failure).is_ok() {
-            self.close(outcome, None, self.cut.get());
-            self.waker.wake();
-        }
-    }
-
-    fn close(&self, outcome: Outcome, finish: Option<Finish>, failure: Option<&Failure>) {
-        let ledger = self
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(ledger) = ledger else { return };
-        if let Some(meter) = &self.meter {
-            let is_our_doing = matches!(outcome, Outcome::Shed | Outcome::Deadline);
-            if is_our_doing && self.tokens.load(Relaxed) == 0 {
-                meter.forgive();
-            }
-            meter.settle();
-        }
-        for cancel in &ledger.cancels {
-            cancel.cancel();
-        }
-        let now = clock::task_micros();
-        let handed = self.handed_at.load(Relaxed);
-        if handed != 0 {
-            self.came_back(handed, now);
-        }
-        let waits = self.waits(&ledger);
-        let first = self.first_at.load(Relaxed);
-        let record = Record {
-            outcome,
-            finish: finish.filter(|_| outcome == Outcome::Ok),
-            usage: self.usage(),
-            time_to_first_token: (first != 0)
-                .then(|| Duration::from_micros(first.saturating_sub(self.accepted_at))),
-            duration: Duration::from_micros(now.saturating_sub(self.accepted_at)),
-            max_gap_us: self.max_gap.load(Relaxed),
-            waits,
-        };
-        let timeline = std::mem::take(&mut *self.timeline());
-        ledger.recorder.ended(&record, failure, timeline);
-        drop(ledger.permits);
-    }
-}
-
-impl Shared {
-    /// Gathers what happened to the sources.
-    fn waits(&self, ledger: &Ledger) -> Waits {
-        let (mut admitted, mut prefilled) = (None::<u64>, None::<u64>);
-        let (mut pauses, mut preemptions) = (0, 0);
-        let mut timeline = self.timeline();
-        for cancel in &ledger.cancels {
-            let happened = cancel.moments(0, &mut |at, moment| {
-                let first = match moment {
-                    Moment::Admitted => Some(&mut admitted),
-                    Moment::Prefilled => Some(&mut prefilled),
-                    _ => None,
-                };
-                if let Some(first) = first {
-                    *first = Some(first.map_or(at, |first| first.min(at)));
-                }
-                timeline.moment(at, moment);
-            });
-            pauses += happened.pauses;
-            preemptions += happened.preemptions;
-        }
-        let between = |from: u64, to: u64| Duration::from_micros(to.saturating_sub(from));
-        Waits {
-            queue: admitted.map(|at| between(self.accepted_at, at)),
-            prefill: admitted.zip(prefilled).map(|(from, to)| between(from, to)),
-            stalled: Duration::from_micros(self.stalled_us.load(Relaxed)),
-            stalls: self.stalls.load(Relaxed),
-            pauses,
-            preemptions,
-        }
-    }
-}
-
-fn deadline(what: &str, bound: Option<Duration>) -> Failure {
-    let bound = humantime::format_duration(bound.unwrap_or_default());
-    Failure::new(
-        Kind::Deadline,
-        format!("The deadline of {bound} for {what} passed."),
-    )
-    .with_code("deadline_exceeded")
 }

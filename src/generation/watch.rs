@@ -10,8 +10,8 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::stream::Shared;
-use super::{Failure, RequestId, clock};
+use super::shared::Shared;
+use super::{Failure, Live, RequestId, clock};
 
 /// How often open streams are looked at: the error of every deadline, and 40 sweeps a second of a
 /// few nanoseconds per stream.
@@ -55,6 +55,18 @@ impl Watch {
     #[must_use]
     pub fn open_streams(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Every open stream as it is now, in no order. The lock is held for a copy of as many pointers.
+    #[must_use]
+    pub fn list(&self) -> Vec<Live> {
+        let streams: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(_, shared)| shared.clone())
+            .collect();
+        let now = clock::task_micros();
+        streams.iter().map(|shared| shared.live(now)).collect()
     }
 
     /// Cancels every open stream with this request id whose caller is `owner`; returns how many there were.

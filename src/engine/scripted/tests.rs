@@ -1,6 +1,7 @@
 //! Scripts, and through them the promises of `TokenStream` and `Watch`, on a paused clock.
 
 mod charged;
+mod times;
 
 use super::*;
 use crate::generation::{
