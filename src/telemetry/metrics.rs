@@ -15,6 +15,7 @@ mod names;
 mod pace;
 mod pages;
 mod process;
+mod quic;
 mod route;
 mod traffic;
 mod runtime;
@@ -45,6 +46,7 @@ use self::names::{
 };
 use self::pace::Pace;
 pub use self::pages::{Page, Pages, Upkeep};
+pub use self::quic::{QuicCounts, Watched};
 pub use self::route::Route;
 use self::runtime::{Looked, Runtime};
 use self::text::Text;
@@ -201,10 +203,8 @@ impl Metrics {
         self.transports.pull(&scrape.tickets);
         self.limits.pull(&scrape.limits);
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
-        let mut rendered = self.handle.render();
-        self.transports.write(&mut rendered);
-
-        let mut text = Text::after(rendered);
+        let mut text = Text::after(self.handle.render());
+        self.transports.write(&mut text);
         text.family(&INTER_TOKEN);
         let all = self.own.iter().chain(&self.other);
         for model in all.chain([&self.unknown]) {

@@ -250,7 +250,7 @@ where
         let small_frames = SmallFrames::new();
         about.pace.small_frames = Some(small_frames.clone());
         let most = serving.http2.max_control_frames.get();
-        io.with_frames(PeerFrames::new(small_frames, most))
+        io.with_frames(PeerFrames::new(small_frames, most, serving.metrics.clone()))
     } else {
         io
     });

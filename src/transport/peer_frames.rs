@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::listen::PREFACE;
 use super::pace::SmallFrames;
 use crate::generation::clock;
+use crate::telemetry::Metrics;
 
 /// What comes back in a second, in frames.
 const EACH_SECOND: u64 = 100;
@@ -30,13 +31,20 @@ pub(super) struct PeerFrames {
     frames: Frames,
     small_frames: Arc<SmallFrames>,
     allowance: Allowance,
+    /// Where resets are counted, if they are.
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl PeerFrames {
     /// Begins with the first byte of a connection, where the client's preface is. `most`: frames that may
     /// come at once.
-    pub(super) fn new(small_frames: Arc<SmallFrames>, most: u32) -> Self {
+    pub(super) fn new(
+        small_frames: Arc<SmallFrames>,
+        most: u32,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Self {
         Self {
+            metrics,
             frames: Frames::new(),
             small_frames,
             allowance: Allowance::new(most),
@@ -46,7 +54,16 @@ impl PeerFrames {
     /// Goes through the next bytes; false if there were more frames that ask for nothing than are borne.
     #[must_use]
     pub(super) fn read(&mut self, bytes: &[u8]) -> bool {
-        let Seen { grows, idle } = self.frames.read(bytes);
+        let Seen {
+            grows,
+            idle,
+            resets,
+        } = self.frames.read(bytes);
+        if let Some(metrics) = &self.metrics {
+            for code in resets {
+                metrics.transports.http2_reset(code);
+            }
+        }
         if grows > 0 {
             self.small_frames.window_grew(grows);
         }
@@ -109,10 +126,12 @@ struct Seen {
     grows: u32,
     /// The price of the frames that ask for nothing.
     idle: u64,
+    /// The codes of streams that were reset; hardly ever any.
+    resets: Vec<u32>,
 }
 
-/// Finds the heads of frames (RFC 9113, section 4.1), and the window updates of the connection (section
-/// 6.9). Everything else is skipped by its length.
+/// Finds the heads of frames (RFC 9113, section 4.1), the window updates of the connection (section 6.9) and the
+/// codes of resets (section 6.4). Everything else is skipped by its length.
 struct Frames {
     skip: usize,
     frame: [u8; UPDATE],
@@ -122,7 +141,7 @@ struct Frames {
 /// A frame's head.
 const HEAD: usize = 9;
 
-/// A whole `WINDOW_UPDATE`.
+/// A whole `WINDOW_UPDATE`, or `RST_STREAM`.
 const UPDATE: usize = HEAD + 4;
 
 // Types and flags (RFC 9113, section 6).
@@ -166,11 +185,15 @@ impl Frames {
                 seen.idle += price(kind, self.frame[4], length);
             }
             if self.have == UPDATE {
-                if number(5) & RESERVED == 0 {
+                if kind == RST_STREAM {
+                    seen.resets.push(number(HEAD));
+                } else if number(5) & RESERVED == 0 {
                     seen.grows = seen.grows.saturating_add(number(HEAD) & RESERVED);
                 }
                 self.have = 0;
-            } else if self.have == HEAD && !(kind == WINDOW_UPDATE && length == 4) {
+            } else if self.have == HEAD
+                && !(matches!(kind, WINDOW_UPDATE | RST_STREAM) && length == 4)
+            {
                 self.have = 0;
                 self.skip = length as usize;
             }
@@ -213,11 +236,16 @@ mod tests {
     proptest! {
         #[test]
         fn frames_are_found_however_the_bytes_are_cut(
-            frames in prop::collection::vec((0..12_u8, any::<u8>(), 0..3_u32, prop::collection::vec(any::<u8>(), 0..40)), 0..12),
+            frames in prop::collection::vec((0..12_u8, any::<u8>(), 0..3_u32, prop_oneof![prop::collection::vec(any::<u8>(), 4), prop::collection::vec(any::<u8>(), 0..40)]), 0..12),
             updates in prop::collection::vec(1..100_000_u32, 0..6),
             cuts in prop::collection::vec(1..30_usize, 1..40),
         ) {
             let mut bytes = PREFACE.to_vec();
+            let resets: Vec<u32> = frames
+                .iter()
+                .filter(|(kind, _, _, payload)| *kind == RST_STREAM && payload.len() == 4)
+                .map(|(_, _, _, payload)| u32::from_be_bytes(payload[..].try_into().unwrap()))
+                .collect();
             let mut updates_left = updates.iter();
             let mut idle = 2 * updates.len() as u64;
             let update = |bytes: &mut Vec<u8>, by: &u32| {
@@ -246,9 +274,10 @@ mod tests {
                 let seen = reader.read(piece);
                 all.grows += seen.grows;
                 all.idle += seen.idle;
+                all.resets.extend(seen.resets);
                 rest = after;
             }
-            prop_assert_eq!(all, Seen { grows: updates.iter().sum(), idle });
+            prop_assert_eq!(all, Seen { grows: updates.iter().sum(), idle, resets });
         }
 
         #[test]

@@ -46,5 +46,6 @@ mod text;
 mod timeouts;
 mod tls;
 mod traced;
+mod traffic;
 mod vectors;
 mod windows;

@@ -202,7 +202,7 @@ async fn a_reader_who_stops_is_seen_in_the_trace_and_in_the_metrics() {
         "{told:#?}"
     );
     let text = gateway.ops_get("/metrics").send().await.text().await;
-    let series = "sluicegate_send_stall_seconds_total{transport=\"h1\"} ";
+    let series = "sluicegate_transport_stall_seconds_total{transport=\"h1\"} ";
     let line = text.lines().find_map(|line| line.strip_prefix(series));
     let seconds: f64 = line.expect("the series").parse().unwrap();
     assert!(seconds >= 0.9, "{seconds}");

@@ -5,6 +5,7 @@ use super::text::Kind::{Counter, Gauge, Histogram};
 
 pub(super) const TIME_TO_FIRST_TOKEN: &str = "sluicegate_time_to_first_token_seconds";
 pub(super) const E2E: &str = "sluicegate_e2e_seconds";
+pub(super) const HANDSHAKE_TIME: &str = "sluicegate_tls_handshake_seconds";
 pub(super) const QUEUE: &str = "sluicegate_queue_seconds";
 pub(super) const PREFILL: &str = "sluicegate_prefill_seconds";
 pub(super) const TPOT: &str = "sluicegate_tpot_seconds";
@@ -28,6 +29,13 @@ pub(super) const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
         &[
             0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
             163.84, 327.68, 655.36, 1310.72,
+        ],
+    ),
+    (
+        HANDSHAKE_TIME,
+        "From the first byte of a TLS handshake to its good end, the wait for its turn included.",
+        &[
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
         ],
     ),
     (
@@ -87,8 +95,12 @@ pub(super) const LIMIT_REDIS_FAILURES: &str = "sluicegate_limit_redis_failures_t
 pub(super) const LIMIT_ALONE: &str = "sluicegate_limit_alone_total";
 pub(super) const LIMIT_QUOTA_FAILURES: &str = "sluicegate_limit_quota_write_failures_total";
 pub(super) const BYTES: &str = "sluicegate_bytes_total";
-/// Written by [`super::traffic`], since its values are no whole numbers.
-pub(super) const SEND_STALL_SECONDS: &str = "sluicegate_send_stall_seconds_total";
+pub(super) const QUIC_DATAGRAMS: &str = "sluicegate_quic_datagrams_total";
+pub(super) const QUIC_PACKETS: &str = "sluicegate_quic_packets_total";
+pub(super) const QUIC_ACKS: &str = "sluicegate_quic_acks_total";
+pub(super) const QUIC_CONGESTION: &str = "sluicegate_quic_congestion_events_total";
+pub(super) const QUIC_PATHS: &str = "sluicegate_quic_path_challenges_total";
+pub(super) const HTTP2_RESETS: &str = "sluicegate_http2_resets_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 
 pub(super) const COUNTERS: &[(&str, &str)] = &[
@@ -155,6 +167,27 @@ pub(super) const COUNTERS: &[(&str, &str)] = &[
         BYTES,
         "Bytes that connections carried: over TCP what HTTP reads and writes, within TLS; over QUIC the datagrams.",
     ),
+    (QUIC_DATAGRAMS, "Datagrams of QUIC connections."),
+    (
+        QUIC_PACKETS,
+        "QUIC packets that were sent, and those of them that were lost.",
+    ),
+    (
+        QUIC_ACKS,
+        "ACK frames of QUIC; those that come cost a wake-up each.",
+    ),
+    (
+        QUIC_CONGESTION,
+        "Times that QUIC's congestion controller backed off.",
+    ),
+    (
+        QUIC_PATHS,
+        "Times that a QUIC peer had to prove its path, as after a change of address.",
+    ),
+    (
+        HTTP2_RESETS,
+        "Streams that HTTP/2 peers have reset, by the reason they gave (RFC 9113, section 7).",
+    ),
     (
         TELEMETRY_DROPPED,
         "Log lines dropped because their reader was behind.",
@@ -220,6 +253,12 @@ pub(super) const GAP_BOUNDS_US: [u32; 17] = [
     500_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000,
 ];
 
+/// Its values are no whole numbers, which the recorder's counters are.
+pub(super) const TRANSPORT_STALLS: Family = Family {
+    name: "sluicegate_transport_stall_seconds_total",
+    kind: Counter,
+    help: "Time that answers had more to give while their connection had no room for it.",
+};
 pub(super) const INTER_TOKEN: Family = Family {
     name: "sluicegate_inter_token_seconds",
     kind: Histogram,

@@ -1,6 +1,5 @@
 //! What each transport carries: connections, requests, bytes, and the time that answers waited for room.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -8,7 +7,8 @@ use std::time::Duration;
 use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use super::names::{BYTES, REQUESTS_OPEN, SEND_STALL_SECONDS, TRANSPORT_CONNECTIONS};
+use super::names::{BYTES, REQUESTS_OPEN, TRANSPORT_CONNECTIONS, TRANSPORT_STALLS};
+use super::text::Text;
 use super::{counter, gauge};
 
 /// How a request comes and its answer goes.
@@ -98,28 +98,12 @@ impl Traffic {
         self.stalled.fetch_add(micros, Relaxed);
     }
 
-    /// Appends its line of the counter whose values are no whole numbers.
-    fn write_stalls(&self, out: &mut String) {
+    /// Writes what [`metrics::Counter`] cannot count.
+    pub(super) fn write(&self, text: &mut Text) {
         let seconds = Duration::from_micros(self.stalled.load(Relaxed)).as_secs_f64();
-        let transport = self.transport.as_str();
-        let _ = writeln!(
-            out,
-            "{SEND_STALL_SECONDS}{{transport=\"{transport}\"}} {seconds}"
-        );
+        let labels = [("transport", self.transport.as_str())];
+        text.sample(&TRANSPORT_STALLS, &labels, seconds);
     }
-}
-
-/// Appends what [`metrics::Counter`] cannot count.
-pub(super) fn write(all: &[Arc<Traffic>], out: &mut String) {
-    let _ = writeln!(
-        out,
-        "# HELP {SEND_STALL_SECONDS} Time that answers had more to give while their connection had no room."
-    );
-    let _ = writeln!(out, "# TYPE {SEND_STALL_SECONDS} counter");
-    for traffic in all {
-        traffic.write_stalls(out);
-    }
-    out.push('\n');
 }
 
 /// Counts one connection as speaking a transport for as long as it lives.

@@ -1,16 +1,20 @@
 //! What the sockets count: connections, handshakes, certificates.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use metrics::{Counter, Gauge};
+use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::names::{
     AUTH_REFUSALS, CERTIFICATE_RELOADS, CERTIFICATE_UNTIL, CONNECTIONS_OPEN, EARLY_IDS,
-    EARLY_REQUESTS, HANDSHAKES, KEY_RELOADS, TICKETS, TICKETS_LIVE,
+    EARLY_REQUESTS, HANDSHAKE_TIME, HANDSHAKES, HTTP2_RESETS, KEY_RELOADS, TICKETS, TICKETS_LIVE,
+    TRANSPORT_STALLS,
 };
-use super::traffic::{self, Traffic, Transport};
-use super::{counter, gauge};
+use super::quic::{Quic, QuicCounts, Watched};
+use super::text::Text;
+use super::traffic::{Traffic, Transport};
+use super::{counter, gauge, histogram};
 
 /// How a TLS handshake ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,25 @@ const AUTH_REASONS: [&str; 15] = [
     "invalid_token",
 ];
 
+/// Why an HTTP/2 peer may reset a stream, by its number (RFC 9113, section 7); the last stands for all others.
+const HTTP2_REASONS: [&str; 15] = [
+    "no_error",
+    "protocol_error",
+    "internal_error",
+    "flow_control_error",
+    "settings_timeout",
+    "stream_closed",
+    "frame_size_error",
+    "refused_stream",
+    "cancel",
+    "compression_error",
+    "connect_error",
+    "enhance_your_calm",
+    "inadequate_security",
+    "http_1_1_required",
+    "other",
+];
+
 /// TLS tickets at the moment of a scrape: totals since the start, but for the last two.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TicketLoad {
@@ -121,6 +144,9 @@ pub struct Transports {
     keys_taken: Counter,
     keys_refused: Counter,
     traffic: [Arc<Traffic>; Transport::ALL.len()],
+    quic: Arc<Quic>,
+    handshake_times: [Histogram; 2],
+    http2_resets: [Counter; HTTP2_REASONS.len()],
 }
 
 impl Transports {
@@ -145,6 +171,11 @@ impl Transports {
             keys_taken: counter(recorder, KEY_RELOADS, &[("result", "taken")]),
             keys_refused: counter(recorder, KEY_RELOADS, &[("result", "refused")]),
             traffic: Transport::ALL.map(|transport| Arc::new(Traffic::new(recorder, transport))),
+            quic: Quic::new(recorder),
+            handshake_times: ["tcp", "quic"]
+                .map(|over| histogram(recorder, HANDSHAKE_TIME, &[("over", over)])),
+            http2_resets: HTTP2_REASONS
+                .map(|reason| counter(recorder, HTTP2_RESETS, &[("reason", reason)])),
         }
     }
 
@@ -159,6 +190,28 @@ impl Transports {
     #[must_use]
     pub fn traffic(&self, transport: Transport) -> &Arc<Traffic> {
         &self.traffic[transport as usize]
+    }
+
+    /// Counts a connection of QUIC, which `look` asks, until the guard is dropped.
+    #[must_use]
+    pub fn watch_quic(
+        &self,
+        transport: Transport,
+        look: impl Fn() -> QuicCounts + Send + Sync + 'static,
+    ) -> Watched {
+        let traffic = self.traffic(transport).clone();
+        self.quic.watch(traffic, Box::new(look))
+    }
+
+    /// A handshake that ended well took so long.
+    pub fn handshake_took(&self, time: Duration, over_quic: bool) {
+        self.handshake_times[usize::from(over_quic)].record(time);
+    }
+
+    /// An HTTP/2 peer has reset a stream with this code.
+    pub fn http2_reset(&self, code: u32) {
+        let place = usize::try_from(code).unwrap_or(usize::MAX);
+        self.http2_resets[place.min(HTTP2_REASONS.len() - 1)].increment(1);
     }
 
     /// A handshake ended.
@@ -189,13 +242,23 @@ impl Transports {
         counter.increment(1);
     }
 
+    /// The next scrape asks QUIC's connections again.
+    #[cfg(test)]
+    pub(super) fn forget_look(&self) {
+        self.quic.forget_look();
+    }
+
     /// Appends the series that the recorder cannot keep.
-    pub(super) fn write(&self, out: &mut String) {
-        traffic::write(&self.traffic, out);
+    pub(super) fn write(&self, text: &mut Text) {
+        text.family(&TRANSPORT_STALLS);
+        for traffic in &self.traffic {
+            traffic.write(text);
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody keeps 2^53 tickets")]
     pub(super) fn pull(&self, load: &TicketLoad) {
+        self.quic.pull();
         for (counter, (_, total)) in self.tickets.iter().zip(load.totals()) {
             counter.absolute(total);
         }

@@ -42,7 +42,7 @@ use super::guard::Requests;
 use super::listen::Serving;
 use super::tls::{self, Tls, TlsError};
 use crate::auth::Session;
-use crate::telemetry::{self, Traffic, Transport};
+use crate::telemetry::{self, QuicCounts, Traffic, Transport};
 use crate::wire;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -243,7 +243,8 @@ async fn connection(
     place_of_handshake: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
     quic: Arc<Quic>,
 ) -> Result<(), Error> {
-    let deadline = Instant::now() + quic.tls.handshake_timeout();
+    let began = Instant::now();
+    let deadline = began + quic.tls.handshake_timeout();
     let peer = incoming.remote_address();
     let (session, config) = quic.for_connection()?;
     let accepted = incoming.accept_with(Arc::new(config));
@@ -281,7 +282,7 @@ async fn connection(
                 connection.close(NO_ERROR, b"no handshake");
                 return "the handshake did not end";
             }
-            tls.ended(telemetry::Handshake::Done);
+            tls.done(began.elapsed(), true);
             // Whoever is told that it has ended finds the key there.
             session.secrets().finish(&|out, label, context| {
                 connection
@@ -300,6 +301,11 @@ async fn connection(
     };
     let traffic = serving.traffic(transport);
     let _speaking = traffic.as_ref().map(Traffic::connection);
+    let _watched = serving.metrics.as_ref().map(|metrics| {
+        let connection = connection.clone();
+        let look = move || counts(&connection.stats());
+        metrics.transports.watch_quic(transport, look)
+    });
     let requests = Requests::new(transport, traffic);
     let leave = async {
         tokio::select! {
@@ -327,6 +333,21 @@ fn protocol(data: &dyn std::any::Any) -> Option<Protocol> {
     known
         .find(|(known, _)| *known == name)
         .map(|&(_, protocol)| protocol)
+}
+
+fn counts(stats: &quinn::ConnectionStats) -> QuicCounts {
+    QuicCounts {
+        bytes_in: stats.udp_rx.bytes,
+        bytes_out: stats.udp_tx.bytes,
+        datagrams_in: stats.udp_rx.datagrams,
+        datagrams_out: stats.udp_tx.datagrams,
+        packets_sent: stats.path.sent_packets,
+        packets_lost: stats.path.lost_packets,
+        acks_in: stats.frame_rx.acks,
+        acks_out: stats.frame_tx.acks,
+        congestion_events: stats.path.congestion_events,
+        path_challenges: stats.frame_tx.path_challenge,
+    }
 }
 
 /// Who the client's certificate says that it is.

@@ -20,7 +20,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, WebPkiClientVerifier};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -150,6 +150,14 @@ impl Tls {
         self.settings.handshake_timeout
     }
 
+    /// Counts a handshake that ended well.
+    pub(super) fn done(&self, time: Duration, over_quic: bool) {
+        self.ended(Handshake::Done);
+        if let Some(metrics) = &self.metrics {
+            metrics.transports.handshake_took(time, over_quic);
+        }
+    }
+
     /// Counts a handshake.
     pub(super) fn ended(&self, how: Handshake) {
         if let Some(metrics) = &self.metrics {
@@ -168,6 +176,7 @@ impl Tls {
         stream: TcpStream,
         peer: SocketAddr,
     ) -> io::Result<(TlsStream<TcpStream>, Arc<Session>)> {
+        let began = Instant::now();
         let session = self.session()?;
         let shake = async {
             let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -184,7 +193,7 @@ impl Tls {
         tell_of_replay(&session, peer);
         match shaken {
             Ok(Ok(stream)) => {
-                self.ended(Handshake::Done);
+                self.done(began.elapsed(), false);
                 let (_, tls) = stream.get_ref();
                 session.secrets().finish(&|out, label, context| {
                     tls.export_keying_material(out, label, Some(context))
