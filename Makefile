@@ -15,6 +15,7 @@ run: tools
 test: test-tools lint
 	cargo build --locked --bin sluicegate
 	.ci/clients target/debug/sluicegate
+	.ci/observability target/debug/sluicegate
 	cargo test --locked --workspace
 
 lint: tools
