@@ -55,6 +55,13 @@ impl Histogram {
         self.max = self.max.max(other.max);
     }
 
+    /// Every bucket that has something: the longest duration that belongs to it, and how many there are.
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let all = self.counts.iter().enumerate();
+        all.filter(|(_, count)| **count > 0)
+            .map(|(index, count)| (Duration::from_micros(last_of(index)), *count))
+    }
+
     /// How many durations were counted.
     pub(crate) fn count(&self) -> u64 {
         self.total
@@ -118,6 +125,7 @@ mod tests {
         assert_eq!(histogram.percentile(0.5), micros(50));
         assert_eq!(histogram.percentile(0.99), micros(99));
         assert_eq!(histogram.percentile(1.0), micros(100));
+        assert_eq!(histogram.buckets().last(), Some((micros(100), 1)));
         assert_eq!(histogram.max(), micros(100));
     }
 

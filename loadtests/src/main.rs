@@ -5,7 +5,7 @@
 //! in `exchange`, which feeds `response` (HTTP) and `count` (tokens) and notes times in `stats`;
 //! `load` runs many of them and `report` prints what came of it. `loadtests engine` is another program in
 //! the same binary: it compares servers, and is told in `engine`. So are `loadtests transports`, in
-//! `transports`, and `loadtests limits`, in `limits`.
+//! `transports`, `loadtests limits`, in `limits`, and `loadtests run`, in `run`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -16,20 +16,25 @@ mod count;
 mod engine;
 mod exchange;
 mod folder;
+mod gateway;
 mod histogram;
+mod keys;
 mod limits;
 mod load;
+mod metrics;
+mod net;
 mod numbers;
 mod process;
 mod program;
 mod random;
 mod report;
 mod response;
+mod run;
 mod stats;
 mod table;
+mod target;
 mod transports;
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +46,7 @@ use serde_json::{Value, json};
 
 use count::{Dialect, Method};
 use load::{Plan, Until};
+use target::Target;
 
 /// Measure a streaming LLM server
 ///
@@ -152,6 +158,8 @@ enum Command {
     },
     /// Measure what identity, limits and fairness promise, against loadtests/limits/slo.toml
     Limits(Box<limits::Options>),
+    /// Run scenarios from files against the gateway or any OpenAI-compatible server, with a verdict
+    Run(Box<run::Options>),
     /// Measure Sluicegate over HTTP/1.1, HTTP/2, HTTP/3 and sluice/1, side by side
     Transports(Box<transports::Options>),
 }
@@ -165,6 +173,7 @@ fn main() -> Result<ExitCode> {
             engine::neighbour::run(core).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Limits(options)) => limits::run(&options),
+        Some(Command::Run(options)) => run::run(&options),
         Some(Command::Transports(options)) => transports::run(&options).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -211,6 +220,9 @@ fn write_json(path: &Path, json: &Value, text: &str) -> Result<()> {
 
 fn plan(options: &Options) -> Result<Plan> {
     let target = Target::parse(&options.url)?;
+    if target.is_secure {
+        bail!("{:?}: https is not supported here", options.url);
+    }
     let models: Vec<Option<&str>> = if options.model.is_empty() {
         vec![None]
     } else {
@@ -244,41 +256,6 @@ fn plan(options: &Options) -> Result<Plan> {
         expected_gap: options.expect_gap,
         pid: options.pid,
     })
-}
-
-/// Where to connect, and what the request line and the host header say.
-#[derive(Debug, PartialEq)]
-struct Target {
-    address: SocketAddr,
-    authority: String,
-    base: String,
-}
-
-impl Target {
-    fn parse(url: &str) -> Result<Self> {
-        let Some(rest) = url.strip_prefix("http://") else {
-            bail!("{url:?} does not begin with http://; https is not supported");
-        };
-        let (authority, base) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let port = authority
-            .rsplit_once(':')
-            .filter(|(_, port)| !port.ends_with(']'));
-        let with_port = match port {
-            Some(_) => authority.to_owned(),
-            None => format!("{authority}:80"),
-        };
-        let address = with_port
-            .to_socket_addrs()
-            .with_context(|| format!("{authority:?} is no host and port"))?
-            .next()
-            .with_context(|| format!("{authority:?} has no address"))?;
-        let base = base.trim_end_matches('/');
-        Ok(Self {
-            address,
-            authority: authority.to_owned(),
-            base: base.strip_suffix("/v1").unwrap_or(base).to_owned(),
-        })
-    }
 }
 
 /// A whole request, head and body.
@@ -355,20 +332,6 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Options::command().debug_assert();
-    }
-
-    #[test]
-    fn a_url_may_leave_out_the_port_and_have_a_base() {
-        let target = Target::parse("http://127.0.0.1/api/v1/").unwrap();
-        assert_eq!(target.address, ([127, 0, 0, 1], 80).into());
-        assert_eq!(
-            (target.authority.as_str(), target.base.as_str()),
-            ("127.0.0.1", "/api")
-        );
-        assert_eq!(Target::parse("http://[::1]:9").unwrap().address.port(), 9);
-        assert_eq!(Target::parse("http://[::1]").unwrap().address.port(), 80);
-        assert!(Target::parse("https://127.0.0.1").is_err());
-        assert!(Target::parse("http://127.0.0.1:x").is_err());
     }
 
     fn body(line: &str) -> (String, Value) {

@@ -1,5 +1,6 @@
 //! Figures of several rounds: their medians, what they should be, and tables in Markdown.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use crate::numbers::{median, short};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Figure {
     /// What it is.
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     /// In what; none for a pure number.
     pub(crate) unit: &'static str,
     /// How much.
@@ -18,8 +19,12 @@ pub(crate) struct Figure {
 }
 
 /// A figure.
-pub(crate) fn figure(name: &'static str, unit: &'static str, value: f64) -> Figure {
-    Figure { name, unit, value }
+pub(crate) fn figure(name: impl Into<Cow<'static, str>>, unit: &'static str, value: f64) -> Figure {
+    Figure {
+        name: name.into(),
+        unit,
+        value,
+    }
 }
 
 /// All figures of a measurement.
@@ -30,9 +35,11 @@ pub(crate) struct Lines(Vec<Line>);
 #[derive(Debug)]
 pub(crate) struct Line {
     /// What it is.
-    pub(crate) name: &'static str,
-    unit: &'static str,
-    values: Vec<f64>,
+    pub(crate) name: Cow<'static, str>,
+    /// In what; none for a pure number.
+    pub(crate) unit: &'static str,
+    /// Of each round.
+    pub(crate) values: Vec<f64>,
 }
 
 /// What a figure should be.
@@ -83,7 +90,7 @@ impl Line {
     /// Its name and unit.
     pub(crate) fn title(&self) -> String {
         match self.unit {
-            "" => self.name.to_owned(),
+            "" => self.name.clone().into_owned(),
             unit if unit.starts_with('/') => format!("{}{unit}", self.name),
             unit => format!("{}, {unit}", self.name),
         }
@@ -146,7 +153,7 @@ pub(crate) fn medians(rows: &[(&str, &Lines)]) -> String {
     let mut names: Vec<(&str, String)> = Vec::new();
     for line in rows.iter().flat_map(|(_, lines)| lines.iter()) {
         if !names.iter().any(|(name, _)| *name == line.name) {
-            names.push((line.name, line.title()));
+            names.push((&line.name, line.title()));
         }
     }
     let mut cells = vec![vec![String::new()]];

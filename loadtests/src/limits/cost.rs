@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::client::Ask;
-use super::gateway::{Gateway, Setup};
 use super::scenario::Bench;
 use crate::count::{Dialect, Method};
+use crate::gateway::{Gateway, Setup};
 use crate::load::{self, Outcome, Plan, Until};
 use crate::numbers::{float, median};
 use crate::table::{Figure, figure};

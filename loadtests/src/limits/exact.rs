@@ -8,8 +8,8 @@ use tokio::time::sleep;
 
 use super::callers::{Callers, Tally};
 use super::client::{Ask, LEFT};
-use super::gateway::{Gateway, Setup};
 use super::scenario::Bench;
+use crate::gateway::{Gateway, Setup};
 use crate::numbers::float;
 use crate::random::Random;
 use crate::table::{Figure, figure};

@@ -9,9 +9,9 @@ use tokio::time::sleep;
 use super::callers::{Callers, Next};
 use super::client::Ask;
 use super::fairness::{farthest, jain};
-use super::gateway::Setup;
 use super::scenario::Bench;
 use crate::engine::text::Texts;
+use crate::gateway::Setup;
 use crate::random::Random;
 use crate::table::{Figure, figure};
 

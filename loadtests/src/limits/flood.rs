@@ -7,8 +7,8 @@ use tokio::time::sleep;
 
 use super::callers::{Callers, Tally};
 use super::fair::story;
-use super::gateway::{Gateway, Setup};
 use super::scenario::Bench;
+use crate::gateway::{Gateway, Setup};
 use crate::numbers::{float, ms};
 use crate::table::{Figure, figure};
 

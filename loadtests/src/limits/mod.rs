@@ -12,9 +12,6 @@ mod exact;
 mod fair;
 mod fairness;
 mod flood;
-mod gateway;
-mod keys;
-mod metrics;
 mod overload;
 mod redis;
 mod refusal;
@@ -35,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-use gateway::Program;
+use crate::gateway::Program;
 use results::Results;
 use scenario::{Bench, Measured, Scenario};
 use slo::Slo;

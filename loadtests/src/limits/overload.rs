@@ -8,9 +8,9 @@ use tokio::time::sleep;
 
 use super::callers::{Callers, Next, Tally};
 use super::client::{Answer, Ask};
-use super::gateway::Setup;
 use super::scenario::Bench;
 use crate::engine::text::Texts;
+use crate::gateway::Setup;
 use crate::numbers::{float, ms, percentile};
 use crate::random::Random;
 use crate::table::{Figure, figure};

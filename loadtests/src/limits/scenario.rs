@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::gateway::Program;
 use super::{cost, exact, fair, flood, overload, refusal, shared, strangers};
+use crate::gateway::Program;
 use crate::table::Figure;
 
 /// A promise that is measured.

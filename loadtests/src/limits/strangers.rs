@@ -8,9 +8,9 @@ use tokio::time::sleep;
 
 use super::callers::{Callers, Tally};
 use super::client::{Ask, Connection};
-use super::gateway::{Gateway, Setup};
-use super::keys;
 use super::scenario::Bench;
+use crate::gateway::{Gateway, Setup};
+use crate::keys;
 use crate::numbers::{float, ms};
 use crate::random::Random;
 use crate::table::{Figure, figure};

@@ -8,11 +8,11 @@ use anyhow::Result;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::dial::{Connection, Dialer};
-use super::gateway::Gateway;
 use super::readers::{Shared, keep_up, lag};
-use super::request;
-use super::{Transport, sockets};
+use crate::gateway::Gateway;
+use crate::net::{self, Connection, Dialer, Transport};
+
+use super::sockets;
 use crate::process::Reading;
 use crate::stats::Stats;
 
@@ -107,7 +107,7 @@ pub(super) async fn run(
     gateway: &Gateway,
     at_begin: impl FnOnce(),
 ) -> Result<Outcome> {
-    let pid = gateway.pid.to_string();
+    let pid = gateway.pid().to_string();
     let memory = || -> Result<Memory> {
         Ok(Memory {
             process: Reading::of(&pid)?.rss_kib,
@@ -117,21 +117,19 @@ pub(super) async fn run(
     let before = memory()?;
     let tells_arrivals = plan.streams == 1 && plan.gap.is_some();
     let shared = Rc::new(Shared::new(plan.gap, tells_arrivals));
-    let address = plan
-        .through
-        .unwrap_or_else(|| gateway.address(plan.transport));
-    let dialer =
-        |small| Dialer::new(plan.transport, address, &gateway.certificate, small).map(Rc::new);
+    let mut site = gateway.site(plan.transport)?;
+    site.address = plan.through.unwrap_or(site.address);
+    let dialer = |small| Dialer::new(plan.transport, site.clone(), small).map(Rc::new);
     let mut tasks = JoinSet::new();
     let main = dialer(plan.small)?;
     let count = connections(plan.transport, plan.connections, plan.streams);
     let connections = connect(&main, count, &shared).await;
-    let body: Rc<[u8]> = request::body(&plan.model).into();
+    let body: Rc<[u8]> = net::body(&plan.model).into();
     let mut wanted = plan.streams;
     let mut more = Vec::new();
     if let Some(others) = &plan.others {
         wanted += others.streams;
-        let body: Rc<[u8]> = request::body(&others.model).into();
+        let body: Rc<[u8]> = net::body(&others.model).into();
         let (dialer, connections) = if others.connections == 0 {
             (Rc::clone(&main), connections.clone())
         } else {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::Transport;
 use super::figures::{
     costs, gap, growth, longest_gap, memory, per, per_stream, percent, rate, total_memory,
 };
-use super::gateway::Program;
 use super::load::{self, Others, Outcome, Plan};
 use super::relay::{Path, Relay};
 use super::units::{Acks, Kind, ONE_WAY, Unit};
+use crate::gateway::{Program, Setup};
+use crate::net::Transport;
 use crate::numbers::{float, ms, p99};
 use crate::table::{Figure, figure};
 
@@ -171,11 +171,13 @@ impl Bench {
         path: Option<Path>,
         dies: bool,
     ) -> Result<Outcome> {
-        let gateway = self.program.start(settings).await?;
+        let mut program = self.program.clone();
+        program.settings.splice(0..0, settings.iter().cloned());
+        let gateway = program.start(&setup(), "gateway").await?;
         let mut plan = plan.clone();
         let relay = path
             .map(|path| {
-                let upstream = gateway.address(plan.transport);
+                let upstream = gateway.site(plan.transport)?.address;
                 Relay::start(upstream, plan.transport.is_quic(), path)
             })
             .transpose()?;
@@ -277,6 +279,15 @@ impl Bench {
             figure("p99 late", "ms", ms(tuned_late)),
         ])
     }
+}
+
+/// Bounds so wide that none is met but those of a single stream. Stalled readers are left alone for as long as
+/// they are measured.
+fn setup() -> Setup {
+    Setup::scripted().secure().with(
+        "[server]\nmax_streams_per_connection = 1000\n[quic]\nmax_streams = 1000\n\
+         [stream]\nstall_timeout = \"10m\"\n",
+    )
 }
 
 fn others(streams: usize, connections: usize, rate: usize) -> Others {

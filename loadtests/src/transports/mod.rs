@@ -1,24 +1,17 @@
 //! `loadtests transports`: the gateway over every transport that it speaks, side by side.
 //!
 //! Each measurement of `units` is made in several rounds, each time on a gateway that was just started
-//! (`gateway`), in turn so that a machine that becomes slower slows all. `load` opens streams and measures;
-//! below it, `dial` makes connections, `readers` are who reads, and `stream` is an answer that is read. `relay`
-//! is a path with delay and loss. `measure` says what is run and makes `figures` of what came; `results` prints
+//! (`gateway`), in turn so that a machine that becomes slower slows all. `load` opens streams over `net` and
+//! measures; `readers` are who reads, and `relay` is a path with delay and loss. `measure` says what is run and makes `figures` of what came; `results` prints
 //! medians and which of `targets` they meet.
 
-mod dial;
 mod figures;
-mod frames;
-mod gateway;
 mod load;
 mod measure;
 mod readers;
 mod relay;
-mod request;
 mod results;
-mod socket;
 mod sockets;
-mod stream;
 mod targets;
 mod units;
 
@@ -32,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-use gateway::Program;
+use crate::gateway::Program;
 use measure::Bench;
 use results::Results;
 use targets::Target;
@@ -45,67 +38,6 @@ const LIMIT: Duration = Duration::from_mins(3);
 
 /// Open files for ten thousand streams and a few more.
 const FILES: u64 = 11_000;
-
-/// How streams reach the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transport {
-    /// HTTP/1.1, a connection for each stream.
-    Http1,
-    /// The same over TLS.
-    Http1Tls,
-    /// HTTP/2 by prior knowledge.
-    Http2,
-    /// HTTP/2 over TLS.
-    Http2Tls,
-    /// HTTP/3.
-    Http3,
-    /// Our own protocol on QUIC.
-    Sluice,
-}
-
-impl Transport {
-    const ALL: [Self; 6] = [
-        Self::Http1,
-        Self::Http1Tls,
-        Self::Http2,
-        Self::Http2Tls,
-        Self::Http3,
-        Self::Sluice,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Http1 => "h1",
-            Self::Http1Tls => "h1+tls",
-            Self::Http2 => "h2",
-            Self::Http2Tls => "h2+tls",
-            Self::Http3 => "h3",
-            Self::Sluice => "sluice/1",
-        }
-    }
-
-    fn alpn(self) -> &'static [u8] {
-        match self {
-            Self::Http1 | Self::Http1Tls => b"http/1.1",
-            Self::Http2 | Self::Http2Tls => b"h2",
-            Self::Http3 => b"h3",
-            Self::Sluice => b"sluice/1",
-        }
-    }
-
-    fn is_secure(self) -> bool {
-        !matches!(self, Self::Http1 | Self::Http2)
-    }
-
-    fn is_quic(self) -> bool {
-        matches!(self, Self::Http3 | Self::Sluice)
-    }
-
-    /// Whether a connection has many streams.
-    fn is_multiplexed(self) -> bool {
-        !matches!(self, Self::Http1 | Self::Http1Tls)
-    }
-}
 
 /// What to measure.
 #[derive(Clone, Debug, Args)]

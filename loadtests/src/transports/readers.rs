@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 
-use super::dial::{Connection, Dialer};
+use crate::net::{Connection, Dialer};
 use crate::stats::Stats;
 
 /// Streams that are being opened at once, so that the listener's queue holds.
@@ -47,7 +47,7 @@ pub(super) async fn keep_up(
         let mut permit = shared.opening.acquire().await.ok();
         let mut timeline = shared.stats.borrow().sent();
         let mut stream = dialer.open(connection, body).await?;
-        while let Some(read) = stream.read(ALL).await? {
+        while let Some(read) = stream.read(ALL).await.map_err(|fault| fault.to_string())? {
             let now = Instant::now();
             {
                 let mut stats = shared.stats.borrow_mut();
@@ -93,7 +93,7 @@ pub(super) async fn lag(
         let mut permit = shared.opening.acquire().await.ok();
         let mut stream = dialer.open(connection, body).await?;
         let most = rate.max(1024);
-        while let Some(read) = stream.read(most).await? {
+        while let Some(read) = stream.read(most).await.map_err(|fault| fault.to_string())? {
             if !has_begun && read.tokens > 0 {
                 has_begun = true;
                 permit = None;

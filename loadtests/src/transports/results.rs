@@ -102,9 +102,9 @@ fn verdicts(all: &[Results], targets: &[Target]) -> String {
 mod tests {
     use super::super::{targets, units};
     use super::*;
+    use crate::table::figure;
 
     fn figures(rate: f64) -> Vec<Figure> {
-        let figure = |name, unit, value| Figure { name, unit, value };
         vec![
             figure("token events", "/s", rate),
             figure("server CPU per token", "us", 0.5),

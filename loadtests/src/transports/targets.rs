@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::Transport;
 use super::units::{GROUPS, Unit};
+use crate::net::Transport;
 use crate::table::Bound;
 
 /// The table that the program is built with.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Transport;
+use crate::net::Transport;
 
 /// The groups, in the order of the report: a name for `--only`, and what they are.
 pub(super) const GROUPS: [(&str, &str); 10] = [

@@ -3,33 +3,34 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Transport;
 use super::frames::put_frame;
+use super::site::Site;
+use super::{Fault, Transport};
 
 /// Where requests go.
 pub(super) const PATH: &str = "/v1/chat/completions";
 
 /// The name that the server's certificate has.
-pub(super) const HOST: &str = "localhost";
+pub(crate) const HOST: &str = "localhost";
 
-const EVENTS: &str = "text/event-stream";
-const JSON: &str = "application/json";
+pub(super) const EVENTS: &str = "text/event-stream";
+pub(super) const JSON: &str = "application/json";
 
 /// Types of frames (RFC 9114, section 7.2).
-pub(super) const H3_HEADERS: u64 = 1;
+pub(crate) const H3_HEADERS: u64 = 1;
 const H3_SETTINGS: u32 = 4;
 
 /// Types of frames of `sluice/1`.
-pub(super) mod sluice {
-    pub(in super::super) const REQUEST: u32 = 0x01;
-    pub(in super::super) const RESPONSE: u64 = 0x03;
-    pub(in super::super) const END: u64 = 0x04;
-    pub(in super::super) const ERROR: u64 = 0x05;
-    pub(in super::super) const TOKENS: u64 = 0x10;
+pub(crate) mod sluice {
+    pub(crate) const REQUEST: u32 = 0x01;
+    pub(crate) const RESPONSE: u64 = 0x03;
+    pub(crate) const END: u64 = 0x04;
+    pub(crate) const ERROR: u64 = 0x05;
+    pub(crate) const TOKENS: u64 = 0x10;
 }
 
 /// The JSON body that asks for a script.
-pub(super) fn body(model: &str) -> Vec<u8> {
+pub(crate) fn body(model: &str) -> Vec<u8> {
     let messages = json!([{"role": "user", "content": "Tell me a story."}]);
     json!({"model": model, "messages": messages, "stream": true})
         .to_string()
@@ -37,16 +38,12 @@ pub(super) fn body(model: &str) -> Vec<u8> {
 }
 
 /// What goes onto a socket or a QUIC stream. HTTP/2 has a library for that.
-pub(super) fn bytes(transport: Transport, body: &[u8]) -> Vec<u8> {
+pub(crate) fn bytes(transport: Transport, site: &Site, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     match transport {
         Transport::Http1 | Transport::Http1Tls | Transport::Http2 | Transport::Http2Tls => {
-            out = format!(
-                "POST {PATH} HTTP/1.1\r\nhost: {HOST}\r\naccept: {EVENTS}\r\n\
-                 content-type: {JSON}\r\ncontent-length: {}\r\n\r\n",
-                body.len()
-            )
-            .into_bytes();
+            out.extend_from_slice(site.head().as_bytes());
+            out.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
             out.extend_from_slice(body);
         }
         Transport::Http3 => {
@@ -63,7 +60,7 @@ pub(super) fn bytes(transport: Transport, body: &[u8]) -> Vec<u8> {
 }
 
 /// The same for the HTTP/2 library.
-pub(super) fn head(secure: bool) -> http::Result<http::Request<()>> {
+pub(crate) fn head(secure: bool) -> http::Result<http::Request<()>> {
     let scheme = if secure { "https" } else { "http" };
     http::Request::builder()
         .method(Method::POST)
@@ -75,7 +72,7 @@ pub(super) fn head(secure: bool) -> http::Result<http::Request<()>> {
 
 /// What an HTTP/3 client says first on a unidirectional stream of its own: that it is the control stream,
 /// and that it has no settings.
-pub(super) fn control_stream() -> Vec<u8> {
+pub(crate) fn control_stream() -> Vec<u8> {
     let mut out = vec![0];
     put_frame(&mut out, H3_SETTINGS, &[]);
     out
@@ -111,10 +108,10 @@ fn indexed(index: u8) -> u8 {
 ///
 /// # Errors
 /// It says something else.
-pub(super) fn h3_status(section: &[u8]) -> Result<(), String> {
+pub(crate) fn h3_status(section: &[u8]) -> Result<(), Fault> {
     match section.get(2) {
         Some(first) if *first == indexed(25) => Ok(()),
-        _ => Err(format!("no status 200 in {section:02x?}")),
+        _ => Err(Fault::Broken(format!("no status 200 in {section:02x?}"))),
     }
 }
 
@@ -122,14 +119,14 @@ pub(super) fn h3_status(section: &[u8]) -> Result<(), String> {
 ///
 /// # Errors
 /// It says something else.
-pub(super) fn sluice_status(head: &[u8]) -> Result<(), String> {
+pub(crate) fn sluice_status(head: &[u8]) -> Result<(), Fault> {
     let status = serde_json::from_slice::<Value>(head)
         .ok()
         .and_then(|head| head.get("status")?.as_u64());
     match status {
         Some(200) => Ok(()),
-        Some(status) => Err(format!("status {status}")),
-        None => Err("RESPONSE has no status".to_owned()),
+        Some(status) => Err(Fault::Status(u16::try_from(status).unwrap_or_default())),
+        None => Err(Fault::Broken("RESPONSE has no status".to_owned())),
     }
 }
 
@@ -137,6 +134,10 @@ pub(super) fn sluice_status(head: &[u8]) -> Result<(), String> {
 mod tests {
     use super::super::frames::{Piece, Scanner};
     use super::*;
+
+    fn site() -> Site {
+        Site::of_gateway(([127, 0, 0, 1], 1).into(), None).unwrap()
+    }
 
     fn frames(bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
         let mut found = Vec::new();
@@ -156,14 +157,14 @@ mod tests {
 
     #[test]
     fn http1_has_a_head_and_a_length() {
-        let text = String::from_utf8(bytes(Transport::Http1, b"{}")).unwrap();
+        let text = String::from_utf8(bytes(Transport::Http1, &site(), b"{}")).unwrap();
         assert!(text.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"));
         assert!(text.ends_with("content-length: 2\r\n\r\n{}"));
     }
 
     #[test]
     fn http3_has_its_head_in_the_static_table() {
-        let found = frames(&bytes(Transport::Http3, b"{}"));
+        let found = frames(&bytes(Transport::Http3, &site(), b"{}"));
         assert_eq!(found[1], (0, b"{}".to_vec()));
         let (kind, head) = &found[0];
         assert_eq!((*kind, &head[..5]), (1, &[0, 0, 0xd4, 0xd7, 0xee][..]));
@@ -176,7 +177,7 @@ mod tests {
 
     #[test]
     fn sluice_has_its_head_in_json() {
-        let found = frames(&bytes(Transport::Sluice, &body("scripted")));
+        let found = frames(&bytes(Transport::Sluice, &site(), &body("scripted")));
         let head: Value = serde_json::from_slice(&found[0].1).unwrap();
         assert_eq!((found[0].0, head["path"].as_str()), (1, Some(PATH)));
         let body: Value = serde_json::from_slice(&found[1].1).unwrap();

@@ -5,68 +5,79 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use super::request::HOST;
+use super::site::Site;
 
 /// What went over the wire, as the generator sees it: payloads of TCP or of UDP.
 #[derive(Debug, Default)]
-pub(super) struct Wire {
+pub(crate) struct Wire {
     down: AtomicU64,
     up: AtomicU64,
 }
 
 impl Wire {
     /// Bytes down and up.
-    pub(super) fn read(&self) -> (u64, u64) {
+    pub(crate) fn read(&self) -> (u64, u64) {
         (self.down.load(Relaxed), self.up.load(Relaxed))
     }
 }
 
 /// A socket that counts.
-pub(super) struct Counted {
+pub(crate) struct Counted {
     inner: TcpStream,
     wire: Arc<Wire>,
 }
 
-/// A connection over TCP.
-pub(super) enum Socket {
-    Plain(Counted),
-    Tls(Box<TlsStream<Counted>>),
-}
+/// A connection over TCP: bytes in clear, or TLS.
+pub(crate) struct Socket(Box<dyn Duplex>);
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
 impl Socket {
     /// Connects. With `receive_buffer` the kernel holds no more for the reader than that.
-    pub(super) async fn connect(
-        address: SocketAddr,
+    pub(crate) async fn connect(
+        site: &Site,
         tls: Option<&Arc<rustls::ClientConfig>>,
         receive_buffer: Option<u32>,
         wire: &Arc<Wire>,
     ) -> io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
+        let socket = match site.address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
-        let inner = socket.connect(address).await?;
+        let inner = socket.connect(site.address).await?;
         inner.set_nodelay(true)?;
         let counted = Counted {
             inner,
             wire: Arc::clone(wire),
         };
         let Some(tls) = tls else {
-            return Ok(Self::Plain(counted));
+            return Ok(Self(Box::new(counted)));
         };
-        let name = ServerName::try_from(HOST).map_err(io::Error::other)?;
+        let name = ServerName::try_from(site.name.clone()).map_err(io::Error::other)?;
         let connected = TlsConnector::from(Arc::clone(tls))
             .connect(name, counted)
             .await?;
-        Ok(Self::Tls(Box::new(connected)))
+        Ok(Self(Box::new(connected)))
+    }
+
+    /// Itself if it can be used again: one that the server has closed, or talks on unasked, is of no use.
+    pub(super) fn if_open(mut self) -> Option<Self> {
+        let mut byte = [0];
+        let mut context = Context::from_waker(Waker::noop());
+        let polled = Pin::new(&mut self.0).poll_read(&mut context, &mut ReadBuf::new(&mut byte));
+        polled.is_pending().then_some(self)
     }
 }
 
@@ -108,40 +119,28 @@ impl AsyncWrite for Counted {
 
 impl AsyncRead for Socket {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_read(context, buffer),
-            Self::Tls(socket) => Pin::new(socket).poll_read(context, buffer),
-        }
+        Pin::new(&mut self.0).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_write(context, bytes),
-            Self::Tls(socket) => Pin::new(socket).poll_write(context, bytes),
-        }
+        Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_flush(context),
-            Self::Tls(socket) => Pin::new(socket).poll_flush(context),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_shutdown(context),
-            Self::Tls(socket) => Pin::new(socket).poll_shutdown(context),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }

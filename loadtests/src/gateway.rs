@@ -1,65 +1,74 @@
 //! Starts the gateway under measurement: a configuration of its own for each scenario, on free ports.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use toml::{Table, Value};
 
-use super::keys;
-use super::metrics;
+use crate::keys;
+use crate::metrics;
+use crate::net::{Site, Transport};
 use crate::process::Reading;
 use crate::program::{self, Running};
 use crate::random::Random;
+
+/// Where the gateway keeps its own certificate, in its state directory.
+const CERTIFICATE: &str = "dev-cert.pem";
 
 /// How long it may take to be ready.
 const START: Duration = Duration::from_secs(30);
 
 /// The model of this repository.
-const DEMO: &str = concat!(
+pub(crate) const DEMO: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../src/engine/llama/demo/sluicegate-demo-q8_0.gguf"
 );
 
 /// How the gateway is started.
 #[derive(Clone, Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     /// Its file.
-    pub(super) file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Settings, SECTION.KEY=VALUE, after all others.
-    pub(super) settings: Vec<String>,
+    pub(crate) settings: Vec<String>,
     /// For configuration, state and log.
-    pub(super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// A configuration: bounds so wide that none is met but those that a scenario sets.
 #[derive(Clone, Debug)]
-pub(super) struct Setup {
+pub(crate) struct Setup {
     table: Table,
     random: Random,
+    is_secure: bool,
 }
 
 /// A gateway that is ready; it is ended when this is dropped.
-pub(super) struct Gateway {
-    /// Where callers go.
-    pub(super) address: SocketAddr,
-    ops: SocketAddr,
+pub(crate) struct Gateway {
+    /// Where callers go who need no TLS.
+    pub(crate) address: SocketAddr,
+    /// Where operators go.
+    pub(crate) ops: SocketAddr,
+    secure: Option<(SocketAddr, CertificateDer<'static>)>,
     running: Running,
 }
 
 impl Setup {
     /// A gateway with a scripted model.
-    pub(super) fn scripted() -> Self {
+    pub(crate) fn scripted() -> Self {
         Self::new().with("[[models]]\nname = \"scripted\"\nengine = \"scripted\"\n")
     }
 
     /// A gateway with the demo model, so many sequences at once and so many waiting.
-    pub(super) fn demo(parallel: usize, waiting: usize) -> Self {
+    pub(crate) fn demo(parallel: usize, waiting: usize) -> Self {
         let path = Value::String(DEMO.to_owned());
         Self::new().with(&format!(
             "[[models]]\nname = \"demo\"\npath = {path}\ncontext = 512\nparallel = {parallel}\n\
@@ -67,10 +76,12 @@ impl Setup {
         ))
     }
 
-    fn new() -> Self {
+    /// A gateway without models.
+    pub(crate) fn new() -> Self {
         Self {
             table: Table::new(),
             random: Random::new(5),
+            is_secure: false,
         }
         .with(
             "[tls]\nself_signed = false\n[limits]\nmax_streams = 20000\n[server]\n\
@@ -78,21 +89,33 @@ impl Setup {
         )
     }
 
+    /// The same with a listener for TLS and QUIC.
+    pub(crate) fn secure(mut self) -> Self {
+        self.is_secure = true;
+        self.with("[tls]\nself_signed = true\n")
+    }
+
+    /// Adds a table; lists grow.
+    pub(crate) fn with_table(mut self, table: Table) -> Self {
+        merge(&mut self.table, table);
+        self
+    }
+
     /// Adds lines of TOML; lists grow.
     #[expect(clippy::expect_used, reason = "the lines are written in this program")]
-    pub(super) fn with(mut self, lines: &str) -> Self {
+    pub(crate) fn with(mut self, lines: &str) -> Self {
         let lines: Table = lines.parse().expect("the scenario's lines are TOML");
         merge(&mut self.table, lines);
         self
     }
 
     /// Adds a key, and returns it.
-    pub(super) fn key(&mut self, id: &str, class: Option<&str>) -> String {
+    pub(crate) fn key(&mut self, id: &str, class: Option<&str>) -> String {
         self.key_of(id, class, None)
     }
 
     /// Adds a key of an owner, and returns it.
-    pub(super) fn key_of(&mut self, id: &str, class: Option<&str>, owner: Option<&str>) -> String {
+    pub(crate) fn key_of(&mut self, id: &str, class: Option<&str>, owner: Option<&str>) -> String {
         let key = keys::mint(&mut self.random);
         let mut entry = Table::new();
         entry.insert("id".to_owned(), id.into());
@@ -111,11 +134,11 @@ impl Setup {
     }
 
     /// The file's text.
-    fn text(&self, [public, ops]: [u16; 2], state: &Path) -> String {
+    fn text(&self, [public, ops, secure]: [u16; 3], state: &Path) -> String {
         let state = Value::String(state.display().to_string());
         let places = format!(
             "[server]\nlisten = \"127.0.0.1:{public}\"\nstate_dir = {state}\n\
-             [ops]\nlisten = \"127.0.0.1:{ops}\"\n"
+             [ops]\nlisten = \"127.0.0.1:{ops}\"\n[tls]\nlisten = \"127.0.0.1:{secure}\"\n"
         );
         self.clone().with(&places).table.to_string()
     }
@@ -139,8 +162,8 @@ impl Program {
     ///
     /// # Errors
     /// It does not start; the last lines that it printed are told.
-    pub(super) async fn start(&self, setup: &Setup, name: &str) -> Result<Gateway> {
-        let ports = program::free_ports()?;
+    pub(crate) async fn start(&self, setup: &Setup, name: &str) -> Result<Gateway> {
+        let ports = free_ports()?;
         let config = self.folder.join(format!("{name}.toml"));
         let state = self.folder.join(format!("{name}-{}", ports[0]));
         fs::write(&config, setup.text(ports, &state))?;
@@ -149,43 +172,87 @@ impl Program {
         for setting in &self.settings {
             command.args(["--set", setting]);
         }
-        let [address, ops] = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let is_ready = async || get(address, "/readyz").await.is_ok();
+        let [address, ops, secure] =
+            ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let is_ready = async || {
+            get(address, "/readyz").await.is_ok()
+                && (!setup.is_secure || TcpStream::connect(secure).await.is_ok())
+        };
         let log = self.folder.join(format!("{name}.log"));
         let running = program::start(command, &log, START, is_ready).await?;
+        let secure = match setup.is_secure {
+            true => Some((secure, certificate(&state)?)),
+            false => None,
+        };
         Ok(Gateway {
             address,
             ops,
+            secure,
             running,
         })
     }
 }
 
 impl Gateway {
+    /// How it is reached over a transport.
+    ///
+    /// # Errors
+    /// That needs TLS, and it has none.
+    pub(crate) fn site(&self, transport: Transport) -> Result<Site> {
+        if !transport.is_secure() {
+            return Site::of_gateway(self.address, None);
+        }
+        let (address, certificate) = self.secure.as_ref().context("this gateway has no TLS")?;
+        Site::of_gateway(*address, Some(certificate))
+    }
+
     /// Its process.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.running.pid
     }
 
     /// CPU time and memory.
-    pub(super) fn reading(&self) -> Result<Reading> {
+    pub(crate) fn reading(&self) -> Result<Reading> {
         Reading::of(&self.running.pid.to_string())
     }
 
     /// The sum of a metric's series whose labels hold all of these.
-    pub(super) async fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let text = get(self.ops, "/metrics").await?;
-        Ok(metrics::sum(&text, name, labels))
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        Ok(metrics::sum(&self.metrics().await?, name, labels))
+    }
+
+    /// All metrics, as Prometheus would read them.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        get(self.ops, "/metrics").await
     }
 
     /// Ends it, and waits until it is gone.
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.running.stop().await;
     }
 }
 
+fn certificate(state: &Path) -> Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(state.join(CERTIFICATE))
+        .context("could not read the gateway's certificate")
+}
+
+/// Three ports that nobody listens on now; the last one is free on UDP as well.
+fn free_ports() -> Result<[u16; 3]> {
+    for _ in 0..100 {
+        let ports: [u16; 3] = program::free_ports()?;
+        if UdpSocket::bind((Ipv4Addr::LOCALHOST, ports[2])).is_ok() {
+            return Ok(ports);
+        }
+    }
+    bail!("no port is free on both TCP and UDP")
+}
+
 /// The body of a good answer.
-async fn get(address: SocketAddr, path: &str) -> Result<String> {
+///
+/// # Errors
+/// None came, or it is no good one.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut socket = TcpStream::connect(address).await?;
     // HTTP/1.0: a body without chunks.
     let request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n");
@@ -206,10 +273,11 @@ mod tests {
         let mut setup = Setup::scripted().with("[limits.classes.slow]\nrequests_per_minute = 1\n");
         let one = setup.key("one", None);
         let two = setup.key_of("two", Some("slow"), Some("us"));
-        let table: Table = setup.text([1, 2], "a \"b\"".as_ref()).parse().unwrap();
+        let table: Table = setup.text([1, 2, 3], "a \"b\"".as_ref()).parse().unwrap();
         assert_eq!(table["server"]["listen"].as_str(), Some("127.0.0.1:1"));
         assert_eq!(table["server"]["state_dir"].as_str(), Some("a \"b\""));
         assert_eq!(table["ops"]["listen"].as_str(), Some("127.0.0.1:2"));
+        assert_eq!(table["tls"]["self_signed"].as_bool(), Some(false));
         assert_eq!(table["limits"]["max_streams"].as_integer(), Some(20_000));
         let slow = &table["limits"]["classes"]["slow"];
         assert_eq!(slow["requests_per_minute"].as_integer(), Some(1));

@@ -1,5 +1,6 @@
 //! Reads one answer over any transport and counts its tokens.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -21,7 +22,7 @@ const READ: usize = 64 * 1024;
 const CHUNKS: usize = 32;
 
 /// An answer that is being read.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     body: Body,
     count: Count,
 }
@@ -39,11 +40,35 @@ enum Http2 {
 
 /// What one read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Read {
+pub(crate) struct Read {
     /// Tokens in it.
-    pub(super) tokens: u64,
+    pub(crate) tokens: u64,
     /// Bytes taken, of whatever the transport hands out.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Why an answer is no good one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A status other than 200.
+    Status(u16),
+    /// A failure that the stream tells.
+    Told(String),
+    /// It ended before its end.
+    Cut(&'static str),
+    /// A connection that failed, or words that cannot be read.
+    Broken(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "status {status}"),
+            Self::Told(text) => write!(f, "in the stream: {text}"),
+            Self::Cut(how) => f.write_str(how),
+            Self::Broken(text) => f.write_str(text),
+        }
+    }
 }
 
 /// The tokens of one answer, in either form.
@@ -60,7 +85,7 @@ thread_local! {
 
 impl Stream {
     /// Over a socket of its own.
-    pub(super) fn http1(socket: Socket) -> Self {
+    pub(crate) fn http1(socket: Socket) -> Self {
         Self {
             body: Body::Http1(Box::new((socket, Response::default()))),
             count: Count::events(),
@@ -68,7 +93,7 @@ impl Stream {
     }
 
     /// Over HTTP/2.
-    pub(super) fn http2(answer: h2::client::ResponseFuture) -> Self {
+    pub(crate) fn http2(answer: h2::client::ResponseFuture) -> Self {
         Self {
             body: Body::Http2(Box::new(Http2::Waits(answer))),
             count: Count::events(),
@@ -76,7 +101,7 @@ impl Stream {
     }
 
     /// Over QUIC, in either protocol.
-    pub(super) fn quic(transport: Transport, receiving: quinn::RecvStream) -> Self {
+    pub(crate) fn quic(transport: Transport, receiving: quinn::RecvStream) -> Self {
         Self {
             body: Body::Quic(transport, receiving, Scanner::default()),
             count: match transport {
@@ -89,11 +114,19 @@ impl Stream {
         }
     }
 
+    /// The connection, where an answer over HTTP/1.1 has ended and another may follow.
+    pub(crate) fn into_socket(self) -> Option<Socket> {
+        match self.body {
+            Body::Http1(both) if both.1.done() && both.1.keep_alive => Some(both.0),
+            _ => None,
+        }
+    }
+
     /// Reads what there is, at most about so many bytes; `None` at a good end.
     ///
     /// # Errors
     /// What went wrong, in a few words, for counting.
-    pub(super) async fn read(&mut self, most: usize) -> Result<Option<Read>, String> {
+    pub(crate) async fn read(&mut self, most: usize) -> Result<Option<Read>, Fault> {
         let before = self.count.tokens();
         let count = &mut self.count;
         let bytes = match &mut self.body {
@@ -124,7 +157,7 @@ async fn read_http1(
     response: &mut Response,
     count: &mut Count,
     most: usize,
-) -> Result<Option<usize>, String> {
+) -> Result<Option<usize>, Fault> {
     let (read, fed) = poll_fn(|context| {
         BUFFER.with_borrow_mut(|buffer| {
             let most = most.min(READ);
@@ -141,23 +174,23 @@ async fn read_http1(
         })
     })
     .await
-    .map_err(|error: io::Error| format!("read: {error}"))?;
-    fed?;
+    .map_err(|error: io::Error| Fault::Broken(format!("read: {error}")))?;
+    fed.map_err(|error| Fault::Broken(error.to_owned()))?;
     if response.status != 200 && (response.done() || read == 0) {
-        return Err(format!("status {}", response.status));
+        return Err(Fault::Status(response.status));
     }
     if read == 0 && !response.close() {
-        return Err("the body was cut off".to_owned());
+        return Err(Fault::Cut("the body was cut off"));
     }
     Ok((read > 0).then_some(read))
 }
 
-async fn read_http2(state: &mut Http2, count: &mut Count) -> Result<Option<usize>, String> {
-    let failed = |error: h2::Error| format!("read: {error}");
+async fn read_http2(state: &mut Http2, count: &mut Count) -> Result<Option<usize>, Fault> {
+    let failed = |error: h2::Error| Fault::Broken(format!("read: {error}"));
     if let Http2::Waits(answer) = state {
         let answer = answer.await.map_err(failed)?;
         if answer.status() != 200 {
-            return Err(format!("status {}", answer.status().as_u16()));
+            return Err(Fault::Status(answer.status().as_u16()));
         }
         *state = Http2::Reads(answer.into_body());
     }
@@ -181,8 +214,8 @@ async fn read_quic(
     scanner: &mut Scanner,
     count: &mut Count,
     most: usize,
-) -> Result<Option<usize>, String> {
-    let failed = |error: quinn::ReadError| format!("read: {error}");
+) -> Result<Option<usize>, Fault> {
+    let failed = |error: quinn::ReadError| Fault::Broken(format!("read: {error}"));
     let mut chunks = [const { Bytes::new() }; CHUNKS];
     let read = if most < READ {
         let chunk = receiving.read_chunk(most, true).await.map_err(failed)?;
@@ -197,7 +230,7 @@ async fn read_quic(
         return if scanner.is_between() {
             Ok(None)
         } else {
-            Err("the body was cut off".to_owned())
+            Err(Fault::Cut("the body was cut off"))
         };
     };
     let mut bytes = 0;
@@ -227,7 +260,7 @@ impl Count {
     }
 
     /// Takes a frame of HTTP/3 or of `sluice/1`.
-    fn piece(&mut self, transport: Transport, piece: &Piece<'_>) -> Result<(), String> {
+    fn piece(&mut self, transport: Transport, piece: &Piece<'_>) -> Result<(), Fault> {
         match (piece, self) {
             (Piece::Data(bytes), Self::Events(counter)) => counter.bytes(bytes),
             (Piece::Frame(request::H3_HEADERS, head), Self::Events(_))
@@ -241,11 +274,12 @@ impl Count {
             (Piece::Frame(sluice::TOKENS, payload), Self::Frames { tokens, .. }) => {
                 let mut payload = *payload;
                 let _choice = varint(&mut payload);
-                *tokens += varint(&mut payload).ok_or("TOKENS is not well formed")?;
+                *tokens += varint(&mut payload)
+                    .ok_or_else(|| Fault::Broken("TOKENS is not well formed".to_owned()))?;
             }
             (Piece::Frame(sluice::ERROR, payload), Self::Frames { .. }) => {
                 let text = String::from_utf8_lossy(payload);
-                return Err(format!("in the stream: {text}"));
+                return Err(Fault::Told(text.into_owned()));
             }
             (Piece::Frame(sluice::END, _), Self::Frames { finished, .. }) => *finished = true,
             // What later versions add.
@@ -254,11 +288,11 @@ impl Count {
         Ok(())
     }
 
-    fn end(&self) -> Result<Option<Read>, String> {
+    fn end(&self) -> Result<Option<Read>, Fault> {
         let finished = match self {
             Self::Events(counter) => {
                 if let Some(failure) = &counter.failure {
-                    return Err(format!("in the stream: {failure}"));
+                    return Err(Fault::Told(failure.clone()));
                 }
                 counter.finished
             }
@@ -267,7 +301,7 @@ impl Count {
         if finished {
             Ok(None)
         } else {
-            Err("the stream ended without its end mark".to_owned())
+            Err(Fault::Cut("the stream ended without its end mark"))
         }
     }
 }
@@ -277,7 +311,7 @@ mod tests {
     use super::super::frames::put_frame;
     use super::*;
 
-    fn count(transport: Transport, bytes: &[u8]) -> Result<(u64, bool), String> {
+    fn count(transport: Transport, bytes: &[u8]) -> Result<(u64, bool), Fault> {
         let mut scanner = Scanner::default();
         let mut count = match transport {
             Transport::Sluice => Count::Frames {
@@ -318,10 +352,7 @@ mod tests {
     #[test]
     fn sluice_tells_a_failure() {
         let refused = frames(&[(3, b"{\"status\":404}")]);
-        assert_eq!(
-            count(Transport::Sluice, &refused),
-            Err("status 404".to_owned())
-        );
+        assert_eq!(count(Transport::Sluice, &refused), Err(Fault::Status(404)));
         let broken = frames(&[(5, b"{\"code\":1}")]);
         assert!(count(Transport::Sluice, &broken).is_err());
     }

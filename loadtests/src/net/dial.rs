@@ -1,5 +1,6 @@
 //! Connections to the gateway over each transport, and streams on them.
 
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -7,13 +8,12 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Endpoint, TransportConfig, VarInt};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 use super::Transport;
-use super::request::{self, HOST};
+use super::request;
+use super::site::Site;
 use super::socket::{Socket, Wire};
 use super::stream::Stream;
 
@@ -30,9 +30,9 @@ const SMALL_WINDOW: u32 = 64 << 10;
 const SMALL_BUFFER: u32 = 8 << 10;
 
 /// Makes connections of one kind.
-pub(super) struct Dialer {
+pub(crate) struct Dialer {
     transport: Transport,
-    address: SocketAddr,
+    site: Site,
     tls: Arc<rustls::ClientConfig>,
     endpoint: Option<Endpoint>,
     small: bool,
@@ -40,9 +40,9 @@ pub(super) struct Dialer {
 }
 
 /// A connection.
-pub(super) enum Connection {
-    /// One stream on each: it is made when the stream is.
-    Http1,
+pub(crate) enum Connection {
+    /// One stream on each, made when the stream is; those that can be used again.
+    Http1(RefCell<Vec<Socket>>),
     /// With its driver, which ends with it.
     Http2(
         h2::client::SendRequest<Bytes>,
@@ -66,30 +66,22 @@ impl Drop for Connection {
 }
 
 impl Dialer {
-    /// For connections to `address`, whose certificate is known. `small`: for readers who do not keep up.
-    /// Needs a runtime.
+    /// For connections to a server. `small`: for readers who do not keep up. Needs a runtime.
     ///
     /// # Errors
-    /// The certificate is none, or there is no UDP port.
-    pub(super) fn new(
-        transport: Transport,
-        address: SocketAddr,
-        certificate: &CertificateDer<'static>,
-        small: bool,
-    ) -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate.clone())?;
+    /// There is no UDP port.
+    pub(crate) fn new(transport: Transport, site: Site, small: bool) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(Arc::clone(&site.roots))
             .with_no_client_auth();
         tls.alpn_protocols = vec![transport.alpn().to_vec()];
         let tls = Arc::new(tls);
         let endpoint = transport.is_quic().then(|| endpoint(&tls, small));
         Ok(Self {
             transport,
-            address,
+            site,
             tls,
             endpoint: endpoint.transpose()?,
             small,
@@ -98,7 +90,7 @@ impl Dialer {
     }
 
     /// Bytes over TCP so far, down and up.
-    pub(super) fn wire(&self) -> (u64, u64) {
+    pub(crate) fn wire(&self) -> (u64, u64) {
         self.wire.read()
     }
 
@@ -106,13 +98,15 @@ impl Dialer {
     ///
     /// # Errors
     /// In a few words, for counting.
-    pub(super) async fn connect(&self) -> Result<Connection, String> {
+    pub(crate) async fn connect(&self) -> Result<Connection, String> {
         let failed = |error: &dyn std::fmt::Display| format!("connect: {error}");
         match (&self.endpoint, self.transport) {
-            (_, Transport::Http1 | Transport::Http1Tls) => Ok(Connection::Http1),
+            (_, Transport::Http1 | Transport::Http1Tls) => {
+                Ok(Connection::Http1(RefCell::default()))
+            }
             (Some(endpoint), transport) => {
                 let connection = endpoint
-                    .connect(self.address, HOST)
+                    .connect(self.site.address, &self.site.name)
                     .map_err(|error| failed(&error))?
                     .await
                     .map_err(|error| failed(&error))?;
@@ -152,16 +146,20 @@ impl Dialer {
     ///
     /// # Errors
     /// In a few words, for counting.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         &self,
         connection: &Connection,
         body: &[u8],
     ) -> Result<Stream, String> {
         let failed = |error: &dyn std::fmt::Display| format!("send: {error}");
         match connection {
-            Connection::Http1 => {
-                let mut socket = self.socket().await?;
-                let request = request::bytes(self.transport, body);
+            Connection::Http1(kept) => {
+                let kept = kept.borrow_mut().pop();
+                let mut socket = match kept.and_then(Socket::if_open) {
+                    Some(socket) => socket,
+                    None => self.socket().await?,
+                };
+                let request = request::bytes(self.transport, &self.site, body);
                 socket.write_all(&request).await.map_err(|e| failed(&e))?;
                 socket.flush().await.map_err(|e| failed(&e))?;
                 Ok(Stream::http1(socket))
@@ -179,7 +177,7 @@ impl Dialer {
             Connection::Quic(connection, _) => {
                 let (mut sending, receiving) =
                     connection.open_bi().await.map_err(|e| failed(&e))?;
-                let request = request::bytes(self.transport, body);
+                let request = request::bytes(self.transport, &self.site, body);
                 sending.write_all(&request).await.map_err(|e| failed(&e))?;
                 sending.finish().map_err(|e| failed(&e))?;
                 Ok(Stream::quic(self.transport, receiving))
@@ -187,10 +185,17 @@ impl Dialer {
         }
     }
 
+    /// Keeps what an answer that has ended came over, for another one.
+    pub(crate) fn keep(&self, connection: &Connection, stream: Stream) {
+        if let (Connection::Http1(kept), Some(socket)) = (connection, stream.into_socket()) {
+            kept.borrow_mut().push(socket);
+        }
+    }
+
     async fn socket(&self) -> Result<Socket, String> {
         let tls = self.transport.is_secure().then_some(&self.tls);
         let buffer = (self.small && !self.transport.is_multiplexed()).then_some(SMALL_BUFFER);
-        Socket::connect(self.address, tls, buffer, &self.wire)
+        Socket::connect(&self.site, tls, buffer, &self.wire)
             .await
             .map_err(|error| format!("connect: {error}"))
     }

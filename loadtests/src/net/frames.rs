@@ -1,15 +1,17 @@
 //! Frames as HTTP/3 and `sluice/1` have them: a type and a length as QUIC's variable-length integers (RFC
 //! 9000, section 16), then so many bytes. In both, type 0 is data.
 
+use super::Fault;
+
 /// Bytes of a body.
-pub(super) const DATA: u64 = 0;
+pub(crate) const DATA: u64 = 0;
 
 /// Most bytes of a frame that is not data: nothing that a server says is near it.
 const MOST: u64 = 64 * 1024;
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     /// Bytes of a body, not necessarily a whole frame of them.
     Data(&'a [u8]),
     /// A whole frame of another type.
@@ -18,7 +20,7 @@ pub(super) enum Piece<'a> {
 
 /// Finds frames in a stream of bytes, in whatever pieces they come.
 #[derive(Debug, Default)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     /// The head or the payload of a frame that is not all there.
     held: Vec<u8>,
     state: State,
@@ -42,11 +44,11 @@ impl Scanner {
     ///
     /// # Errors
     /// A frame is too long, or `sink` says so.
-    pub(super) fn feed(
+    pub(crate) fn feed(
         &mut self,
         mut bytes: &[u8],
-        mut sink: impl FnMut(Piece<'_>) -> Result<(), String>,
-    ) -> Result<(), String> {
+        mut sink: impl FnMut(Piece<'_>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         loop {
             match self.state {
                 State::Head => {
@@ -56,7 +58,11 @@ impl Scanner {
                     self.state = match usize::try_from(length) {
                         _ if kind == DATA => State::Data { left: length },
                         Ok(length) if length as u64 <= MOST => State::Payload { kind, length },
-                        _ => return Err(format!("a frame of type {kind} has {length} bytes")),
+                        _ => {
+                            return Err(Fault::Broken(format!(
+                                "a frame of type {kind} has {length} bytes"
+                            )));
+                        }
                     };
                 }
                 State::Data { left: 0 } => self.state = State::Head,
@@ -95,7 +101,7 @@ impl Scanner {
     }
 
     /// Whether no frame has begun without having ended.
-    pub(super) fn is_between(&self) -> bool {
+    pub(crate) fn is_between(&self) -> bool {
         self.held.is_empty() && matches!(self.state, State::Head | State::Data { left: 0 })
     }
 
@@ -126,7 +132,7 @@ impl Scanner {
 }
 
 /// Reads a number off the front.
-pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let length = 1 << (bytes.first()? >> 6);
     let (number, rest) = bytes.split_at_checked(length)?;
     *bytes = rest;
@@ -138,7 +144,7 @@ pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 /// Writes a number in its shortest form of one, two or four bytes.
-pub(super) fn put_varint(out: &mut Vec<u8>, value: u32) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, value: u32) {
     match value {
         0..0x40 => out.extend(&value.to_be_bytes()[3..]),
         0x40..0x4000 => out.extend(&(value | 0x4000).to_be_bytes()[2..]),
@@ -147,7 +153,7 @@ pub(super) fn put_varint(out: &mut Vec<u8>, value: u32) {
 }
 
 /// A whole frame.
-pub(super) fn put_frame(out: &mut Vec<u8>, kind: u32, payload: &[u8]) {
+pub(crate) fn put_frame(out: &mut Vec<u8>, kind: u32, payload: &[u8]) {
     put_varint(out, kind);
     put_varint(out, u32::try_from(payload.len()).unwrap_or(u32::MAX));
     out.extend_from_slice(payload);
@@ -162,7 +168,7 @@ mod tests {
     /// Data, other frames, and whether all are whole.
     type Found = (Vec<u8>, Vec<(u64, Vec<u8>)>, bool);
 
-    fn scan(pieces: &[&[u8]]) -> Result<Found, String> {
+    fn scan(pieces: &[&[u8]]) -> Result<Found, Fault> {
         let (mut data, mut frames) = (Vec::new(), Vec::new());
         let mut scanner = Scanner::default();
         for piece in pieces {

@@ -11,7 +11,7 @@ const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 
 /// A key that looks like one of the gateway's: `sgk_` and 256 bits. They are not secret here: each run has the
 /// same.
-pub(super) fn mint(random: &mut Random) -> String {
+pub(crate) fn mint(random: &mut Random) -> String {
     let mut key = String::from("sgk_");
     for _ in 0..42 {
         key.push(char::from(DIGITS[random.one_of_64()]));
@@ -22,7 +22,7 @@ pub(super) fn mint(random: &mut Random) -> String {
 }
 
 /// What the configuration says of a key.
-pub(super) fn hash(key: &str) -> String {
+pub(crate) fn hash(key: &str) -> String {
     let mut hash = String::from("sha256:");
     for byte in digest(&SHA256, key.as_bytes()).as_ref() {
         let _ = write!(hash, "{byte:02x}");

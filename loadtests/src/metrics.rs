@@ -1,7 +1,7 @@
 //! What the gateway says of itself: sums over its Prometheus series.
 
 /// The sum of all series of this name whose labels hold all of `labels`.
-pub(super) fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
+pub(crate) fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
     let value = |line: &str| {
         let rest = line.strip_prefix(name)?;
         let (found, value) = match rest.strip_prefix('{') {
@@ -17,6 +17,14 @@ pub(super) fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
     text.lines().filter_map(value).sum()
 }
 
+/// How many series there are.
+pub(crate) fn series(text: &str) -> u64 {
+    let lines = text.lines();
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .count() as u64
+}
+
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "these are whole numbers")]
 mod tests {
@@ -30,5 +38,6 @@ mod tests {
         assert_eq!(sum(text, "t", &["a=\"2\"", "b=\"y\""]), 0.0);
         assert_eq!(sum(text, "g", &[]), 7.0);
         assert_eq!(sum(text, "nothing", &[]), 0.0);
+        assert_eq!(series(text), 4);
     }
 }
