@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info_span};
 
 use crate::auth::{Callers, Gate};
 use crate::config::Config;
@@ -25,7 +26,9 @@ use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
 use crate::route::Registry;
-use crate::telemetry::{Metrics, ModelInfo, ModelScrape, Scrape, TicketLoad, Tracer, Upkeep};
+use crate::telemetry::{
+    Metrics, ModelInfo, ModelScrape, PROCESS, Scrape, TicketLoad, Tracer, Upkeep,
+};
 use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
@@ -62,6 +65,8 @@ pub struct App {
     sweeping: JoinHandle<()>,
     /// Writes quotas, and shares limits with other nodes.
     limits: Background,
+    /// Exports what is kept of the requests.
+    tracer: Arc<Tracer>,
     /// Loads the models, then replaces engines that die.
     keeping: Mutex<Option<JoinHandle<()>>>,
     loaded: watch::Receiver<Option<Result<(), String>>>,
@@ -109,7 +114,7 @@ impl App {
         config: Config,
         log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
-        Self::start_traced(config, log_lines_dropped, &Tracer::off())
+        Self::start_with(config, log_lines_dropped, None)
     }
 
     /// The same, with traces that go where the caller wants them.
@@ -121,9 +126,23 @@ impl App {
         log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
         tracer: &Arc<Tracer>,
     ) -> anyhow::Result<Self> {
+        Self::start_with(config, log_lines_dropped, Some(tracer.clone()))
+    }
+
+    fn start_with(
+        config: Config,
+        log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
+        tracer: Option<Arc<Tracer>>,
+    ) -> anyhow::Result<Self> {
         let registry = Registry::new(plans(&config));
         let telemetry = &config.telemetry.metrics;
         let metrics = Arc::new(Metrics::with(telemetry, registry.names())?);
+        metrics.slo.set(&config.telemetry.slo);
+        let tracer = match tracer {
+            Some(tracer) => tracer,
+            None => Tracer::start(&config.telemetry, metrics.slo.clone())?,
+        };
+        let starting = info_span!(target: PROCESS, "start");
         let watch = Watch::new();
         let state = config.server.state_dir.clone();
         let state = state.or_else(crate::config::state::directory);
@@ -163,13 +182,14 @@ impl App {
         })?;
         let (upkeep, pages) = Upkeep::start(metrics.clone(), telemetry, {
             let (gateway, registry) = (gateway.clone(), registry.clone());
-            let (streams, limits) = (streams.clone(), kept.clone());
+            let (streams, limits, tracer) = (streams.clone(), kept.clone(), tracer.clone());
             move || Scrape {
                 streams_open: gateway.open_streams(),
                 streams_kept: streams.as_ref().map_or(0, |streams| streams.count()),
                 log_lines_dropped: log_lines_dropped(),
                 tickets: tickets(&gate),
                 limits: limits.load(),
+                traces: tracer.load(),
                 models: models(&registry),
             }
         })?;
@@ -198,7 +218,7 @@ impl App {
         let keeping = tokio::spawn({
             let registry = registry.clone();
             async move {
-                let result = registry.load(&metrics).await;
+                let result = registry.load(&metrics).instrument(starting).await;
                 let _ = done.send(Some(result));
                 registry.keep(&metrics).await;
             }
@@ -207,6 +227,7 @@ impl App {
             watching: tokio::spawn(watching),
             sweeping: tokio::spawn(limiter.run()),
             limits,
+            tracer,
             keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,
@@ -258,6 +279,14 @@ impl App {
     /// Ends everything in order: not ready at once; new work refused after the lag; running streams
     /// finish up to the time-out, the rest end with an error; connections flush; engines stop.
     pub async fn drain(&self) {
+        let open_streams = self.open_streams();
+        let draining = info_span!(target: PROCESS, "drain", open_streams);
+        self.drain_all().instrument(draining).await;
+        // After the last request was told.
+        self.tracer.close().await;
+    }
+
+    async fn drain_all(&self) {
         self.gateway.enter(Phase::Leaving);
         let lag = self.drain.lag.min(self.drain.timeout);
         tokio::time::sleep(lag).await;
@@ -291,6 +320,7 @@ impl App {
         let _ = tokio::time::timeout(LAST_WORDS, self.forget_streams()).await;
         let _ = tokio::time::timeout(LAST_WORDS, self.stop_models()).await;
         let _ = tokio::time::timeout(LAST_WORDS, self.limits.end()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.tracer.close()).await;
     }
 
     /// Until here, a reader could come back for the end of a stream.

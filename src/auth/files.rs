@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use zeroize::Zeroizing;
 
+use crate::telemetry::PROCESS;
+
 /// Between two looks. A key that was taken out of its file works no longer than this.
 pub const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -51,11 +53,13 @@ impl Files {
             tokio::time::sleep(LOOK_EVERY).await;
             // A file system may hang; the runtime must not.
             let looked = tokio::task::spawn_blocking(move || {
-                if self.have_changed()
-                    && let Err(error) = reread()
-                {
+                if self.have_changed() {
                     let files = &self.paths;
-                    tracing::error!(?files, error, "refused; what was read before stays");
+                    let _reload =
+                        tracing::info_span!(target: PROCESS, "reload files", ?files).entered();
+                    if let Err(error) = reread() {
+                        tracing::error!(?files, error, "refused; what was read before stays");
+                    }
                 }
                 (self, reread)
             });

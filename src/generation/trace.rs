@@ -4,6 +4,7 @@
 //! Whoever works on a request holds its [`Trace`] and tells it what there is to tell. The last one to let go
 //! of it ends it, whatever ended the request, so no trace is told twice or before its time.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,28 @@ pub struct TraceContext {
     pub state: Option<Box<str>>,
     /// The caller wants every detail of this one.
     pub is_debug: bool,
+}
+
+impl TraceContext {
+    /// The trace's name as it is written everywhere: lower-case hexadecimal digits.
+    #[must_use]
+    pub fn trace_hex(&self) -> impl fmt::Display + use<> {
+        Hex::<32>(self.trace_id)
+    }
+
+    /// The name of our part.
+    #[must_use]
+    pub fn span_hex(&self) -> impl fmt::Display + use<> {
+        Hex::<16>(self.span_id.into())
+    }
+}
+
+struct Hex<const DIGITS: usize>(u128);
+
+impl<const DIGITS: usize> fmt::Display for Hex<DIGITS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:0DIGITS$x}", self.0)
+    }
 }
 
 /// How a request came and how its answer went, as its transport saw it.
@@ -188,8 +211,8 @@ impl PartialEq for Trace {
 
 impl Eq for Trace {}
 
-impl std::fmt::Debug for Trace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.context().fmt(f)
     }
 }

@@ -14,11 +14,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
 use self::deaths::{Deaths, MOST_DEATHS};
 use crate::engine::{Card, Engine, Loading, Plan};
 use crate::generation::{Burst, Event, Failure, Input, Kind, Request, Sampling, chain};
-use crate::telemetry::{Metrics, ModelMetrics};
+use crate::telemetry::{Metrics, ModelMetrics, PROCESS};
 
 /// How long a one-token generation may take before a model counts as broken.
 const PROBE_TIMEOUT: Duration = Duration::from_mins(2);
@@ -339,7 +341,8 @@ async fn keep(entry: Arc<Entry>, metrics: Arc<ModelMetrics>) {
                 return;
             };
             tokio::time::sleep(pause).await;
-            match load(&entry, metrics.clone()).await {
+            let again = info_span!(target: PROCESS, "replace engine", model);
+            match load(&entry, metrics.clone()).instrument(again).await {
                 Ok(engine) => {
                     metrics.engine_reloaded();
                     tracing::info!(model, "the model was loaded again");
@@ -356,15 +359,27 @@ async fn keep(entry: Arc<Entry>, metrics: Arc<ModelMetrics>) {
 }
 
 async fn load(entry: &Entry, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engine>, String> {
+    let model = entry.plan.name();
+    let span = info_span!(target: PROCESS, "load model", model, otel.status_description = Empty);
+    let loaded = load_now(entry, metrics).instrument(span.clone()).await;
+    if let Err(reason) = &loaded {
+        span.record("otel.status_description", reason);
+    }
+    loaded
+}
+
+async fn load_now(entry: &Entry, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engine>, String> {
     let stopped = || Err("loading was stopped".to_owned());
     if entry.loading.is_stopped() {
         return stopped();
     }
     let (plan, loading) = (entry.plan.clone(), entry.loading.clone());
-    let engine = tokio::task::spawn_blocking(move || plan.load(&metrics, &loading))
-        .await
-        .map_err(|error| error.to_string())?
-        .map_err(|error| chain(&error))?;
+    let span = Span::current();
+    let engine =
+        tokio::task::spawn_blocking(move || span.in_scope(|| plan.load(&metrics, &loading)))
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| chain(&error))?;
     if entry.loading.is_stopped() {
         // It came too late for `Registry::stop` to see it.
         engine.stop().await;
@@ -374,7 +389,8 @@ async fn load(entry: &Entry, metrics: Arc<ModelMetrics>) -> Result<Arc<dyn Engin
         // A script has nothing that could be broken, and may well be there to play a failure.
         return Ok(engine);
     }
-    match tokio::time::timeout(PROBE_TIMEOUT, probe(&*engine)).await {
+    let probed = probe(&*engine).instrument(info_span!(target: PROCESS, "warm up"));
+    match tokio::time::timeout(PROBE_TIMEOUT, probed).await {
         Ok(Ok(())) => Ok(engine),
         Ok(Err(failure)) => Err(format!("a test generation failed: {}", chain(&failure))),
         Err(_) => Err(format!(

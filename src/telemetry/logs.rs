@@ -11,11 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::Subscriber;
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::{Registry, fmt, reload};
 
+use super::PROCESS;
 use super::config::{Config, Filter, Format};
 use super::trace::process_layer;
 
@@ -190,7 +191,9 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(config.log.env_filter());
-    let lines = lines(config, terminal, writer).with_filter(filter);
+    // A line says what it has to say by itself: it is not within a span.
+    let no_spans = filter_fn(|metadata| !metadata.is_span() || metadata.target() != PROCESS);
+    let lines = lines(config, terminal, writer).with_filter(filter.and(no_spans));
     let control = LogControl {
         filter: Arc::new(Mutex::new(config.log.clone())),
         handle,

@@ -12,6 +12,7 @@ mod limits;
 mod load;
 mod model;
 mod names;
+mod objective;
 mod pace;
 mod pages;
 mod process;
@@ -44,6 +45,7 @@ use self::names::{
     REQUEST_RATE_ANOMALY, REQUEST_RATE_BASELINE, SERIES_DROPPED, STREAMS_KEPT, STREAMS_OPEN,
     TELEMETRY_DROPPED,
 };
+use self::objective::Objective;
 use self::pace::Pace;
 pub use self::pages::{Page, Pages, Upkeep};
 pub use self::quic::{QuicCounts, Watched};
@@ -52,6 +54,7 @@ use self::runtime::{Looked, Runtime};
 use self::text::Text;
 pub use self::traffic::{Speaking, Traffic, Transport};
 pub use self::transports::{ConnectionOpen, EarlyRequest, Handshake, TicketLoad, Transports};
+use super::slo::Slo;
 
 /// The model label of what names no configured model.
 const UNKNOWN_MODEL: &str = "unknown";
@@ -78,6 +81,9 @@ pub struct Metrics {
     /// What limits refuse and charge.
     pub limits: LimitMetrics,
     log_lines_dropped: Counter,
+    objective: Objective,
+    /// Judges the requests of all models.
+    pub slo: Arc<Slo>,
     arrivals: Arc<AtomicU64>,
     runtime: Runtime,
     /// What runs the tasks, once that is known.
@@ -113,12 +119,12 @@ impl Metrics {
         let recorder = recorder()?;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         gauge(&recorder, BUILD_INFO, &version).set(1.0);
-        let arrivals = Arc::default();
+        let (arrivals, slo) = (Arc::default(), Arc::default());
         let mut metrics = Self {
             handle: recorder.handle(),
             models: HashMap::new(),
             own: Vec::new(),
-            unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL, &arrivals)),
+            unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL, &arrivals, &slo)),
             other: None,
             series_dropped: 0,
             streams_open: gauge(&recorder, STREAMS_OPEN, &[]),
@@ -126,6 +132,8 @@ impl Metrics {
             limits: LimitMetrics::new(&recorder),
             transports: Transports::new(&recorder),
             log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
+            objective: Objective::new(&recorder),
+            slo,
             runtime: Runtime::new(&recorder),
             runs_on: OnceLock::new(),
             started: Instant::now(),
@@ -154,7 +162,7 @@ impl Metrics {
             // The last place is for all those that find none.
             let is_room = without + (self.own.len() + 2) * each <= most;
             let model = if is_room {
-                let model = Arc::new(ModelMetrics::new(recorder, name, &self.arrivals));
+                let model = Arc::new(ModelMetrics::new(recorder, name, &self.arrivals, &self.slo));
                 self.own.push(model.clone());
                 if each == 0 {
                     each = self.series() - without;
@@ -162,8 +170,8 @@ impl Metrics {
                 model
             } else {
                 self.series_dropped += each;
-                let make = || Arc::new(ModelMetrics::new(recorder, OTHER_MODEL, &self.arrivals));
-                self.other.get_or_insert_with(make).clone()
+                let make = || ModelMetrics::new(recorder, OTHER_MODEL, &self.arrivals, &self.slo);
+                self.other.get_or_insert_with(|| Arc::new(make())).clone()
             };
             self.models.insert(name.into(), model);
         }
@@ -202,6 +210,7 @@ impl Metrics {
         }
         self.transports.pull(&scrape.tickets);
         self.limits.pull(&scrape.limits);
+        self.objective.pull(&self.slo, &scrape.traces);
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
         let mut text = Text::after(self.handle.render());
         self.transports.write(&mut text);

@@ -81,11 +81,14 @@ impl RequestRecorder {
     }
 
     fn log(&self, record: &Record, failure: Option<&Failure>) {
+        let trace = self.trace.context();
         // Text goes in as `str`, which both formats escape: no caller can forge a line.
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     request_id = self.id.as_str(),
+                    trace_id = trace.map(|trace| tracing::field::display(trace.trace_hex())),
+                    span_id = trace.map(|trace| tracing::field::display(trace.span_hex())),
                     model = self.model.name(),
                     route = self.route.as_str(),
                     outcome = record.outcome.as_str(),
@@ -134,6 +137,9 @@ impl Recorder for RequestRecorder {
         let usage = record.usage;
         let counted = self.counted.load(Relaxed);
         self.model.request_ended(self.route, record.outcome);
+        if self.route.generates() {
+            self.model.judged(record);
+        }
         self.model
             .tokens_read(usage.prompt_tokens, usage.cached_tokens);
         self.model
@@ -289,6 +295,46 @@ mod tests {
             assert_eq!(line[key], expected, "{key}");
         }
         assert!(line.get("error").is_none());
+    }
+
+    #[test]
+    fn the_line_names_its_trace() {
+        let metrics = Metrics::new(["m"]).unwrap();
+        let tracer = super::super::Tracer::off();
+        let parent = "00-0bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let trace = tracer.begin(Some(parent), None);
+        let span_id = trace.context().unwrap().span_hex().to_string();
+        let line = logged(Format::Json, || {
+            let id = RequestId::parse("req-1").unwrap();
+            let model = metrics.model("m").clone();
+            RequestRecorder::new(model, Route::Chat, id, trace.clone()).answered();
+        });
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["trace_id"], "0bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(line["span_id"], span_id);
+        assert_eq!(span_id.len(), 16);
+    }
+
+    #[test]
+    fn requests_for_tokens_count_for_the_objective() {
+        let metrics = Metrics::new(["m"]).unwrap();
+        let judged = |route| {
+            let id = RequestId::parse("req-1").unwrap();
+            RequestRecorder::new(metrics.model("m").clone(), route, id, Trace::none())
+        };
+        judged(Route::Chat).answered();
+        judged(Route::Rpc).refused(&Failure::new(Kind::Stalled, "Too slow."));
+        judged(Route::Tokenize).answered();
+        drop(judged(Route::Completions));
+        for verdict in ["good", "bad"] {
+            let series =
+                format!(r#"sluicegate_slo_requests_total{{model="m",verdict="{verdict}"}}"#);
+            assert_eq!(value(&scrape(&metrics), &series), "1");
+        }
+        assert!((metrics.slo.burn().hour - 50.0).abs() < 1e-6);
+        let series = r#"sluicegate_slo_burn_rate{window="1h"}"#;
+        let burn: f64 = value(&scrape(&metrics), series).parse().unwrap();
+        assert!((burn - 50.0).abs() < 1e-6);
     }
 
     #[test]

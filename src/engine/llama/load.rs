@@ -38,7 +38,7 @@ use crate::engine::config::{self, Process, Settings, Speculation};
 use crate::engine::ring::Bell;
 use crate::engine::{Card, Loading};
 use crate::generation::chain;
-use crate::telemetry::ModelMetrics;
+use crate::telemetry::{ModelMetrics, PROCESS};
 
 /// Disk space for prefixes where the configuration names a directory and no bound: nobody's disk is to
 /// fill up unasked.
@@ -58,7 +58,9 @@ pub(super) fn load(
     metrics: &Arc<ModelMetrics>,
     loading: &Arc<Loading>,
 ) -> Result<Arc<LlamaEngine>, LoadError> {
+    let reading = tracing::info_span!(target: PROCESS, "read").entered();
     let (model, summary, file) = map(weights, settings, process, loading)?;
+    drop(reading);
     let model_id = model_id(&file, settings).map_err(|source| LoadError::Read {
         path: weights.label(),
         source,
@@ -80,6 +82,7 @@ pub(super) fn load(
     let params = context_params(settings, &model);
     let plan = vectors::Plan::new(settings, &summary.vectors, &params, &model);
     let (embedder, vectors) = embedder(plan, summary.vectors.rank_template.clone());
+    let starting = tracing::info_span!(target: PROCESS, "start engine").entered();
     let running = start(
         name,
         settings,
@@ -92,6 +95,7 @@ pub(super) fn load(
         metrics,
         vectors,
     )?;
+    drop(starting);
     tracing::info!(
         model = name,
         architecture = summary.architecture.as_str(),

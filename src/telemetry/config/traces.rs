@@ -199,9 +199,10 @@ mod tests {
             "http://",
             "http://a/?b",
             "a b",
+            "ftp://user:secret@host",
         ] {
             let error = Endpoint::try_from(bad.to_owned()).unwrap_err();
-            assert!(bad.len() < 3 || !error.to_string().contains(bad), "{bad}");
+            assert!(!error.to_string().contains("secret"));
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::LimitLoad;
 use super::transports::TicketLoad;
 use crate::telemetry::steps::Steps;
+use crate::telemetry::trace::TraceLoad;
 
 /// What is read at the moment of a scrape.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,8 @@ pub struct Scrape {
     pub tickets: TicketLoad,
     /// Shared and kept limits.
     pub limits: LimitLoad,
+    /// [`crate::telemetry::Tracer::load`].
+    pub traces: TraceLoad,
     /// Models that have been ready. Those that are not configured have no series.
     pub models: Vec<ModelScrape>,
 }

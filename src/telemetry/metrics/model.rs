@@ -12,10 +12,12 @@ use super::names::{
     E2E, ENGINE_DEATHS, ENGINE_RELOADS, PREFILL, QUEUE, REQUESTS, SEND_STALL, SEND_STALLS,
     TIME_TO_FIRST_TOKEN, TOKENS, TPOT,
 };
+use super::objective::Judge;
 use super::route::Route;
 use super::text::Text;
 use super::{counter, histogram};
 use crate::generation::{Outcome, Record};
+use crate::telemetry::slo::Slo;
 
 /// The series of one model.
 pub struct ModelMetrics {
@@ -36,6 +38,7 @@ pub struct ModelMetrics {
     send_stalls: Counter,
     engine_deaths: Counter,
     engine_reloads: Counter,
+    judge: Judge,
 }
 
 impl ModelMetrics {
@@ -43,6 +46,7 @@ impl ModelMetrics {
         recorder: &PrometheusRecorder,
         name: &str,
         arrivals: &Arc<AtomicU64>,
+        slo: &Arc<Slo>,
     ) -> Self {
         let model = [("model", name)];
         let times = |name| histogram(recorder, name, &model);
@@ -73,6 +77,7 @@ impl ModelMetrics {
             send_stalls: counter(recorder, SEND_STALLS, &model),
             engine_deaths: counter(recorder, ENGINE_DEATHS, &model),
             engine_reloads: counter(recorder, ENGINE_RELOADS, &model),
+            judge: Judge::new(recorder, name, slo),
         }
     }
 
@@ -119,6 +124,10 @@ impl ModelMetrics {
 
     pub(super) fn write_gaps(&self, text: &mut Text) {
         self.gaps.write(text, &self.name);
+    }
+
+    pub(in crate::telemetry) fn judged(&self, record: &Record) {
+        self.judge.ended(record);
     }
 
     /// Where the time of a request went that has ended.

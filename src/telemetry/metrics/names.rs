@@ -102,6 +102,8 @@ pub(super) const QUIC_CONGESTION: &str = "sluicegate_quic_congestion_events_tota
 pub(super) const QUIC_PATHS: &str = "sluicegate_quic_path_challenges_total";
 pub(super) const HTTP2_RESETS: &str = "sluicegate_http2_resets_total";
 pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
+pub(super) const SLO_REQUESTS: &str = "sluicegate_slo_requests_total";
+pub(super) const TRACES_KEPT: &str = "sluicegate_traces_kept_total";
 
 pub(super) const COUNTERS: &[(&str, &str)] = &[
     (REQUESTS, "Requests by how they ended."),
@@ -190,7 +192,15 @@ pub(super) const COUNTERS: &[(&str, &str)] = &[
     ),
     (
         TELEMETRY_DROPPED,
-        "Log lines dropped because their reader was behind.",
+        "Log lines and traces dropped because whoever takes them was behind.",
+    ),
+    (
+        SLO_REQUESTS,
+        "Requests that count for the objective, by whether they met it (telemetry.slo).",
+    ),
+    (
+        TRACES_KEPT,
+        "Traces kept for export, by why; those that were dropped then are among them.",
     ),
 ];
 
@@ -207,7 +217,18 @@ pub(super) const LIMIT_REDIS_UP: &str = "sluicegate_limit_redis_up";
 pub(super) const LIMIT_NODES: &str = "sluicegate_limit_nodes";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
+pub(super) const SLO_BURN: &str = "sluicegate_slo_burn_rate";
+pub(super) const TRACE_RATIO: &str = "sluicegate_trace_ratio";
+
 pub(super) const GAUGES: &[(&str, &str)] = &[
+    (
+        SLO_BURN,
+        "How many times faster than allowed the budget of bad requests is used up, by window.",
+    ),
+    (
+        TRACE_RATIO,
+        "The part of ordinary traces that is kept now; 0 without a collector.",
+    ),
     (STREAMS_OPEN, "Streams that have not ended."),
     (
         STREAMS_KEPT,

@@ -43,4 +43,9 @@ impl Route {
             Self::Bind => "bind",
         }
     }
+
+    /// Whether an answer is tokens: only those have an objective.
+    pub(in crate::telemetry) fn generates(self) -> bool {
+        matches!(self, Self::Chat | Self::Completions | Self::Rpc)
+    }
 }

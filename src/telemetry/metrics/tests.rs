@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::names::{GAP_BOUNDS_US, WRITTEN};
 use super::*;
 use crate::generation::Outcome;
+use crate::telemetry::TraceLoad;
 use crate::telemetry::steps::Steps;
 
 pub(in crate::telemetry) fn scrape(metrics: &Metrics) -> String {
@@ -23,6 +24,11 @@ pub(in crate::telemetry) fn scrape(metrics: &Metrics) -> String {
             redis_failures: 15,
             alone: 16,
             quota_failures: 17,
+        },
+        traces: TraceLoad {
+            kept: [21, 22, 23, 24, 25],
+            dropped: 26,
+            ratio: 0.5,
         },
         streams_kept: 2,
         log_lines_dropped: 5,
@@ -332,10 +338,16 @@ fn pulled_figures_are_those_of_the_scrape() {
     let threads = |phase| format!(r#"sluicegate_engine_threads{{model="m",phase="{phase}"}}"#);
     assert_eq!(value(&text, &threads("decode")), "7");
     assert_eq!(value(&text, &threads("prefill")), "8");
-    assert_eq!(
-        value(&text, r#"sluicegate_telemetry_dropped_total{signal="log"}"#),
-        "5"
-    );
+    for (name, expected) in [
+        (r#"telemetry_dropped_total{signal="log"}"#, "5"),
+        (r#"telemetry_dropped_total{signal="trace"}"#, "26"),
+        (r#"traces_kept_total{reason="error"}"#, "21"),
+        (r#"traces_kept_total{reason="ratio"}"#, "25"),
+        ("trace_ratio", "0.5"),
+        (r#"slo_burn_rate{window="5m"}"#, "0"),
+    ] {
+        assert_eq!(value(&text, &format!("sluicegate_{name}")), expected);
+    }
 }
 
 #[test]

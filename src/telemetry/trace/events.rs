@@ -1,7 +1,8 @@
 //! The tokens of a call as events of its span, with the times at which they came.
 //!
 //! The first so many have an event each. If there are more, the times of all of them are one list, which
-//! is a tenth of the size and says as much.
+//! is a tenth of the size and says as much. Of very long answers every second or fourth token is in it, as
+//! the timeline kept them.
 
 use opentelemetry::trace::Event;
 use opentelemetry::{Array, KeyValue, Value};
@@ -15,53 +16,54 @@ use crate::generation::{Moment, Work};
 pub(super) struct Tokens {
     /// In order of time.
     pub(super) events: Vec<Event>,
-    /// Those that are only in the list.
+    /// What has no event.
     pub(super) dropped: u32,
-    /// The list, if there are more than have events.
-    pub(super) offsets: Option<KeyValue>,
+    /// The times of all tokens, if not all have events.
+    pub(super) list: Vec<KeyValue>,
 }
 
 /// The events of `work`, whose span is `span`; at most `limit` are of tokens, and as many of what else
 /// happened.
 pub(super) fn of(work: &Work, span: Stretch, anchor: Anchor, limit: usize) -> Tokens {
-    let mut told = Tokens::default();
+    let (timeline, mut told) = (&work.timeline, Tokens::default());
     // By time, for a list in order; at the same time, as it is told here.
     let mut timed: Vec<(u64, Event)> = Vec::new();
     let mut offsets = Vec::new();
-    let mut seen: Vec<(u32, i64)> = Vec::new();
-    for (place, (at, choice, bytes)) in work.timeline.tokens().enumerate() {
+    let stride = timeline.stride().max(1);
+    let (mut index, mut with_event) = (0u32, 0);
+    for (at, choice, bytes) in timeline.tokens() {
         let at = at.clamp(span.from, span.to);
         offsets.push(i64::try_from(at - span.from).unwrap_or(i64::MAX));
-        let index = match seen.iter_mut().find(|(known, _)| *known == choice) {
-            Some((_, next)) => {
-                *next += 1;
-                *next
+        if offsets.len() <= limit {
+            let name = if index == 0 {
+                semconv::FIRST_TOKEN
+            } else {
+                semconv::TOKEN
+            };
+            let mut said = vec![
+                KeyValue::new(semconv::TOKEN_INDEX, i64::from(index)),
+                KeyValue::new(semconv::TOKEN_BYTES, i64::from(bytes)),
+            ];
+            if choice > 0 {
+                said.push(KeyValue::new(semconv::TOKEN_CHOICE, i64::from(choice)));
             }
-            None => {
-                seen.push((choice, 0));
-                0
-            }
-        };
-        if place >= limit {
-            told.dropped = told.dropped.saturating_add(1);
-            continue;
+            timed.push((at, Event::new(name, anchor.at(at), said, 0)));
+            with_event += 1;
         }
-        let name = if place == 0 {
-            semconv::FIRST_TOKEN
-        } else {
-            semconv::TOKEN
-        };
-        let mut said = vec![
-            KeyValue::new(semconv::TOKEN_INDEX, index),
-            KeyValue::new(semconv::TOKEN_BYTES, i64::from(bytes)),
-        ];
-        if choice > 0 {
-            said.push(KeyValue::new(semconv::TOKEN_CHOICE, i64::from(choice)));
-        }
-        timed.push((at, Event::new(name, anchor.at(at), said, 0)));
+        index = index.saturating_add(stride);
     }
+    told.dropped = timeline.count().saturating_sub(with_event);
+    if told.dropped > 0 {
+        let offsets = Value::Array(Array::I64(offsets));
+        told.list.push(KeyValue::new(semconv::OFFSETS, offsets));
+    }
+    if stride > 1 {
+        told.list
+            .push(KeyValue::new(semconv::STRIDE, i64::from(stride)));
+    }
+    told.dropped = told.dropped.saturating_add(timeline.more_moments());
     let mut others = 0;
-    for &(at, moment) in work.timeline.moments() {
+    for &(at, moment) in timeline.moments() {
         let (name, said) = match moment {
             // They have spans.
             Moment::Admitted | Moment::Prefilled => continue,
@@ -93,10 +95,6 @@ pub(super) fn of(work: &Work, span: Stretch, anchor: Anchor, limit: usize) -> To
     told.events = timed.into_iter().map(|(_, event)| event).collect();
     told.events
         .push(Event::new(semconv::FINISH, anchor.at(span.to), end, 0));
-    if offsets.len() > limit {
-        let list = Value::Array(Array::I64(offsets));
-        told.offsets = Some(KeyValue::new(semconv::OFFSETS, list));
-    }
     told
 }
 
@@ -161,10 +159,10 @@ mod tests {
         assert_eq!(said(0), format!("{prefix}.index=0 {prefix}.bytes=3"));
         assert_eq!(
             said(6),
-            format!("{prefix}.index=1 {prefix}.bytes=255 {prefix}.choice=1")
+            format!("{prefix}.index=2 {prefix}.bytes=255 {prefix}.choice=1")
         );
         assert_eq!(said(3), "sluicegate.stall_us=250");
-        assert!(told.offsets.is_none());
+        assert!(told.list.is_empty());
         assert_eq!(told.dropped, 0);
     }
 
@@ -177,13 +175,36 @@ mod tests {
         let told = of(&work, SPAN, Anchor::now(), 128);
         assert_eq!(told.events.len(), 129);
         assert_eq!(told.dropped, 72);
-        let Value::Array(Array::I64(offsets)) = told.offsets.unwrap().value else {
-            panic!("a list of integers")
-        };
-        assert_eq!(offsets, (1000..1200).collect::<Vec<_>>());
+        let offsets = Value::Array(Array::I64((1000..1200).collect()));
+        assert_eq!(
+            told.list,
+            [KeyValue::new("sluicegate.token.offsets_us", offsets)]
+        );
         let none = of(&work, SPAN, Anchor::now(), 0);
         assert_eq!(names(&none), ["finish"]);
-        assert!(none.offsets.is_some());
+        assert_eq!(none.list, told.list);
+    }
+
+    #[test]
+    fn of_a_very_long_answer_it_is_said_how_many_are_left_out() {
+        let mut work = work("m", Outcome::Ok);
+        for at in 0..10_000 {
+            work.timeline.token(2000 + at, 0, 1);
+        }
+        let stride = i64::from(work.timeline.stride());
+        assert!(stride > 1);
+        let told = of(&work, SPAN, Anchor::now(), 10);
+        assert_eq!(told.dropped, 10_000 - 10);
+        let [offsets, said] = &told.list[..] else {
+            panic!("a list and its stride")
+        };
+        assert_eq!(said.value, Value::I64(stride));
+        let Value::Array(Array::I64(offsets)) = &offsets.value else {
+            panic!("a list")
+        };
+        assert!(offsets.windows(2).all(|pair| pair[1] - pair[0] == stride));
+        let index = &told.events[9].attributes[0];
+        assert_eq!(index.value, Value::I64(9 * stride));
     }
 
     proptest! {
@@ -208,7 +229,7 @@ mod tests {
             for event in &told.events {
                 prop_assert!((anchor.at(SPAN.from)..=anchor.at(SPAN.to)).contains(&event.timestamp));
             }
-            prop_assert_eq!(told.offsets.is_some(), tokens.len() > limit);
+            prop_assert_eq!(!told.list.is_empty(), tokens.len() > limit);
         }
     }
 }

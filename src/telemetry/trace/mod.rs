@@ -27,7 +27,7 @@ pub(super) use self::process::layer as process_layer;
 use self::queue::{Item, Queue};
 use super::config::{Config, Traces};
 use super::slo::Slo;
-use crate::generation::{Told, Trace, TraceContext, TraceSink};
+use crate::generation::{Told, Trace, TraceSink};
 
 /// How long the end waits for the thread of traces: a little longer than that for its last batch.
 const LAST_SPANS: Duration = Duration::from_millis(2500);
@@ -117,12 +117,6 @@ impl Tracer {
     #[must_use]
     pub fn begin(&self, traceparent: Option<&str>, tracestate: Option<&str>) -> Trace {
         Trace::begin(context::begin(traceparent, tracestate), self.sink.clone())
-    }
-
-    /// `traceresponse`: which trace an answer belongs to.
-    #[must_use]
-    pub fn response(context: &TraceContext) -> String {
-        context::response(context)
     }
 
     /// Decides by these from now on.

@@ -156,7 +156,8 @@ impl Item {
                 .count();
             // The call, its queue, prefill and decode, and its stalls.
             let spans = 4 + stalls;
-            let tokens = work.timeline.tokens().size_hint().0;
+            let (count, stride) = (work.timeline.count(), work.timeline.stride());
+            let tokens = count.div_ceil(stride.max(1)) as usize;
             let events = if told.context.is_debug {
                 tokens
             } else {

@@ -35,12 +35,15 @@ pub(super) const CACHED_TOKENS: &str = "gen_ai.usage.cache_read.input_tokens";
 pub(super) const REQUEST_ID: &str = "sluicegate.request.id";
 pub(super) const TRANSPORT: &str = "sluicegate.transport";
 pub(super) const WHOLE: &str = "sluicegate.response.complete";
+pub(super) const RESPONSE_STALLED: &str = "sluicegate.response.stalled_us";
 pub(super) const KEPT: &str = "sluicegate.trace.kept";
 pub(super) const LATE: &str = "sluicegate.trace.sampled_late";
 pub(super) const OUTCOME: &str = "sluicegate.outcome";
 pub(super) const CALL_ROUTE: &str = "sluicegate.route";
 pub(super) const MAX_GAP: &str = "sluicegate.token.max_gap_us";
 pub(super) const OFFSETS: &str = "sluicegate.token.offsets_us";
+/// Only every so many-th token has an offset; absent if all have.
+pub(super) const STRIDE: &str = "sluicegate.token.stride";
 pub(super) const TOKEN_INDEX: &str = "sluicegate.token.index";
 pub(super) const TOKEN_BYTES: &str = "sluicegate.token.bytes";
 pub(super) const TOKEN_CHOICE: &str = "sluicegate.token.choice";

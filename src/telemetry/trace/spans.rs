@@ -124,7 +124,12 @@ impl Spans {
     fn root(&self, place: &Place<'_>, all: Stretch, reason: Reason) -> SpanData {
         let told = place.told;
         let exchange = &told.exchange;
-        let name = format!("{} {}", exchange.method, exchange.route);
+        // Where there is nothing, a path has no name.
+        let name = if exchange.route.is_empty() {
+            exchange.method.into()
+        } else {
+            format!("{} {}", exchange.method, exchange.route)
+        };
         let mut span = self.span(place, told.context.span_id, name, all);
         span.span_kind = SpanKind::Server;
         span.parent_span_is_remote = told.context.parent.is_some();
@@ -132,7 +137,9 @@ impl Spans {
             span.attributes.push(KeyValue::new(name, value));
         };
         say(semconv::METHOD, exchange.method.into());
-        say(semconv::ROUTE, exchange.route.into());
+        if !exchange.route.is_empty() {
+            say(semconv::ROUTE, exchange.route.into());
+        }
         say(semconv::TRANSPORT, exchange.transport.into());
         if let Some((name, version)) = semconv::protocol(exchange.transport) {
             say(semconv::PROTOCOL_NAME, name.into());
@@ -142,6 +149,10 @@ impl Spans {
             say(semconv::STATUS, i64::from(exchange.status).into());
         }
         say(semconv::BODY_SIZE, int(exchange.bytes));
+        if !exchange.stalled.is_zero() {
+            let stalled = u64::try_from(exchange.stalled.as_micros()).unwrap_or(u64::MAX);
+            say(semconv::RESPONSE_STALLED, int(stalled));
+        }
         say(semconv::WHOLE, exchange.is_whole.into());
         if let Some(id) = &exchange.id {
             say(semconv::REQUEST_ID, id.as_str().to_owned().into());
@@ -189,7 +200,7 @@ impl Spans {
         span.events = SpanEvents::default();
         span.events.events = tokens.events;
         span.events.dropped_count = tokens.dropped;
-        span.attributes.extend(tokens.offsets);
+        span.attributes.extend(tokens.list);
         spans.push(span);
 
         let inside = Place {
@@ -205,8 +216,13 @@ impl Spans {
             let found = moments.iter().find(|(_, moment)| *moment == wanted);
             found.map(|&(at, _)| at)
         };
-        let first = work.timeline.tokens().next().map(|(at, ..)| at);
-        let admitted = first_at(Moment::Admitted);
+        let waits = &record.waits;
+        let after = |from: u64, wait: Duration| {
+            from.saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX))
+        };
+        let (first, last) = (work.timeline.first(), work.timeline.last());
+        let queued = waits.queue.map(|wait| after(work.accepted_at, wait));
+        let admitted = first_at(Moment::Admitted).or(queued);
         if let Some(admitted) = admitted {
             child(semconv::QUEUE, work.accepted_at, admitted);
         }
@@ -214,12 +230,11 @@ impl Spans {
         if let (Some(admitted), Some(read)) = (admitted, read) {
             child(semconv::PREFILL, admitted, read);
         }
-        if let Some(first) = first {
-            let last = work.timeline.tokens().map(|(at, ..)| at).max();
-            child(semconv::DECODE, first, last.unwrap_or(first));
+        if let (Some(first), Some(last)) = (first, last) {
+            child(semconv::DECODE, first, last);
         }
         let stalls = moments.iter().filter_map(|&(at, moment)| match moment {
-            Moment::Stalled(long) if long >= LONG_STALL => Some((at.saturating_sub(long), at)),
+            Moment::Stalled(long) if long >= LONG_STALL => Some((at, at.saturating_add(long))),
             _ => None,
         });
         for (from, to) in stalls.take(STALL_SPANS) {

@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use super::spans::{Anchor, Spans};
 use super::*;
 use crate::generation::{
-    Exchange, Failure, Finish, Moment, Outcome, Record, RequestId, Timeline, Usage, Work,
+    Exchange, Failure, Finish, Moment, Outcome, Record, RequestId, Timeline, TraceContext, Usage,
+    Waits, Work,
 };
 
 /// A request that ended so, from 1,000 to 9,000 microseconds.
@@ -44,7 +45,7 @@ pub(super) fn work(model: &str, outcome: Outcome) -> Work {
         model: model.into(),
         accepted_at: 1000,
         record: Record {
-            waits: crate::generation::Waits::default(),
+            waits: Waits::default(),
             outcome,
             finish: (outcome == Outcome::Ok).then_some(Finish::Stop),
             usage: Usage {
