@@ -3,12 +3,15 @@
 //! Owns every task and the order in which they end: listeners and their connections, loading, the
 //! watch, the metrics thread, and through the registry the engines' threads.
 
+mod reload;
+
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -19,9 +22,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info_span};
 
 use crate::auth::{Callers, Gate};
-use crate::config::Config;
+use crate::config::{Config, Loaded};
+use crate::control::log::LogFilter;
+use crate::control::reload::{Refused, Reloaded, Reloader};
 use crate::engine::Plan;
-use crate::gateway::settings::Drain;
+use crate::gateway::settings::{Drain, Patience};
 use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
@@ -32,12 +37,14 @@ use crate::telemetry::{
 use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
-use crate::transport::listen::{self, Closing, Listener, Serving};
+use crate::transport::listen::{self, Closing, Listener, Serving, WriteTimeout};
 use crate::transport::ops;
 use crate::transport::quic::{self, Quic};
 use crate::transport::resume::Streams;
 use crate::transport::tls::Tls;
 use crate::wire;
+
+pub use self::reload::{Host, Reread};
 
 /// Connections to the operator's port: scrapers, probes and a few people.
 const OPS_CONNECTIONS: usize = 64;
@@ -55,7 +62,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub struct App {
     gateway: Arc<Gateway>,
     registry: Arc<Registry>,
-    drain: Drain,
+    drain: Arc<ArcSwap<Drain>>,
+    reloader: Arc<Reloader>,
     /// Streams that outlive their connection, if any may.
     streams: Option<Arc<Streams>>,
     public: Endpoint,
@@ -101,44 +109,22 @@ struct Endpoint {
 struct Listen<'a> {
     plain: &'a [SocketAddr],
     secure: Option<(&'a Arc<Tls>, &'a [SocketAddr])>,
+    write_timeout: &'a WriteTimeout,
 }
 
 impl App {
     /// Binds the listeners and starts loading the models. Requests are answered from now on: health
-    /// checks truthfully, everything else once its model is ready. `log_lines_dropped` is read at
-    /// every scrape.
+    /// checks truthfully, everything else once its model is ready.
     ///
     /// # Errors
     /// An address cannot be bound, or a thread cannot be started.
-    pub fn start(
-        config: Config,
-        log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
-    ) -> anyhow::Result<Self> {
-        Self::start_with(config, log_lines_dropped, None)
-    }
-
-    /// The same, with traces that go where the caller wants them.
-    ///
-    /// # Errors
-    /// As [`App::start`].
-    pub fn start_traced(
-        config: Config,
-        log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
-        tracer: &Arc<Tracer>,
-    ) -> anyhow::Result<Self> {
-        Self::start_with(config, log_lines_dropped, Some(tracer.clone()))
-    }
-
-    fn start_with(
-        config: Config,
-        log_lines_dropped: impl Fn() -> u64 + Clone + Send + Sync + 'static,
-        tracer: Option<Arc<Tracer>>,
-    ) -> anyhow::Result<Self> {
+    pub fn start(loaded: Loaded, host: Host) -> anyhow::Result<Self> {
+        let config = loaded.config.clone();
         let registry = Registry::new(plans(&config));
         let telemetry = &config.telemetry.metrics;
         let metrics = Arc::new(Metrics::with(telemetry, registry.names())?);
         metrics.slo.set(&config.telemetry.slo);
-        let tracer = match tracer {
+        let tracer = match host.tracer {
             Some(tracer) => tracer,
             None => Tracer::start(&config.telemetry, metrics.slo.clone())?,
         };
@@ -152,13 +138,32 @@ impl App {
                 registry: registry.clone(),
                 watch: watch.clone(),
                 metrics: metrics.clone(),
-                callers: callers(&config)?,
+                callers: ArcSwap::new(callers(&config)?),
                 limiter: limiter.clone(),
             },
-            &config.stream,
-            config.deadlines.clone(),
+            Patience::new(&config.stream, &config.deadlines),
             &config.limits,
         );
+        let timeout = WriteTimeout::default();
+        timeout.set(write_timeout(&config));
+        let drain = Arc::new(ArcSwap::from_pointee(config.drain.clone()));
+        let log = host.log.map(|control| {
+            let set = Box::new(move |filter: &_| control.set(filter));
+            Arc::new(LogFilter::new(config.telemetry.log.clone(), set))
+        });
+        let live = reload::Live {
+            running: Mutex::new(loaded),
+            reread: host.reread,
+            log: log.clone(),
+            tracer: tracer.clone(),
+            gateway: gateway.clone(),
+            limiter: limiter.clone(),
+            kept: kept.clone(),
+            write_timeout: timeout.clone(),
+            drain: drain.clone(),
+        };
+        let apply = Arc::new(move || live.apply());
+        let reloader = Arc::new(Reloader::new(apply, metrics.clone()));
 
         let gate = Arc::new(Gate::new(&config.auth, clock::unix_seconds())?);
         let tls = Tls::build(
@@ -170,6 +175,7 @@ impl App {
         let listen = Listen {
             plain: &config.server.listen,
             secure: tls.as_ref().map(|tls| (tls, &config.tls.listen[..])),
+            write_timeout: &timeout,
         };
         let streams = Streams::new(&config.stream);
         let counted = Some(metrics.clone());
@@ -186,7 +192,7 @@ impl App {
             move || Scrape {
                 streams_open: gateway.open_streams(),
                 streams_kept: streams.as_ref().map_or(0, |streams| streams.count()),
-                log_lines_dropped: log_lines_dropped(),
+                log_lines_dropped: (host.log_lines_dropped)(),
                 tickets: tickets(&gate),
                 limits: limits.load(),
                 traces: tracer.load(),
@@ -196,10 +202,16 @@ impl App {
         let listen = Listen {
             plain: &config.ops.listen,
             secure: None,
+            write_timeout: &timeout,
         };
         let ops = Endpoint::open(&listen, &config, None, |config| {
+            let control = ops::Control {
+                registry: registry.clone(),
+                reloader: reloader.clone(),
+                log: log.clone(),
+            };
             let paths = http::ops_router(gateway.clone(), pages);
-            let mut paths = paths.merge(ops::router(registry.clone()));
+            let mut paths = paths.merge(ops::router(control));
             if config.ops.requires_key() {
                 paths = ops::guarded(paths, gateway.clone());
             }
@@ -209,7 +221,12 @@ impl App {
         let probed = metrics.clone();
         let watching = async move {
             let is_busy = || watch.open_streams() > 0;
-            tokio::join!(watch.run(), following, probed.probe(is_busy));
+            let filtering = async {
+                if let Some(log) = log {
+                    log.run().await;
+                }
+            };
+            tokio::join!(watch.run(), following, probed.probe(is_busy), filtering);
         };
 
         let limits = Background::default();
@@ -231,7 +248,8 @@ impl App {
             keeping: Mutex::new(Some(keeping)),
             gateway,
             registry,
-            drain: config.drain,
+            drain,
+            reloader: reloader.clone(),
             streams,
             public,
             ops,
@@ -276,6 +294,15 @@ impl App {
         self.gateway.open_streams()
     }
 
+    /// Reads the configuration again, and applies of it what can be applied while serving. `why` is for the
+    /// log.
+    ///
+    /// # Errors
+    /// Something is wrong with it; then nothing has changed.
+    pub async fn reload(&self, why: &'static str) -> Result<Reloaded, Refused> {
+        self.reloader.reload(why).await
+    }
+
     /// Ends everything in order: not ready at once; new work refused after the lag; running streams
     /// finish up to the time-out, the rest end with an error; connections flush; engines stop.
     pub async fn drain(&self) {
@@ -288,10 +315,11 @@ impl App {
 
     async fn drain_all(&self) {
         self.gateway.enter(Phase::Leaving);
-        let lag = self.drain.lag.min(self.drain.timeout);
+        let Drain { timeout, lag } = Drain::clone(&self.drain.load());
+        let lag = lag.min(timeout);
         tokio::time::sleep(lag).await;
         self.gateway.enter(Phase::Closed);
-        let deadline = Instant::now() + self.drain.timeout.saturating_sub(lag);
+        let deadline = Instant::now() + timeout.saturating_sub(lag);
         let cut = self.gateway.finish_streams(deadline - Instant::now()).await;
         if cut > 0 {
             tracing::warn!(streams = cut, "drain.timeout passed; streams were cut off");
@@ -358,9 +386,7 @@ impl Endpoint {
             router,
             settings: config.server.clone(),
             http2: config.http2.clone(),
-            // The stream of a stalled reader is cut first; its connection gets as long again, so
-            // that a reader who comes back late is still told why.
-            write_timeout: config.stream.stall_timeout.saturating_mul(2),
+            write_timeout: listen.write_timeout.clone(),
             send_budget: config.stream.send_budget,
             places: Arc::new(Semaphore::new(places)),
             metrics,
@@ -458,8 +484,6 @@ fn context(
         },
         max_body_bytes: config.server.max_body_bytes,
         body_timeout: config.server.body_timeout,
-        keep_alive: config.stream.keep_alive,
-        queue_notice: config.stream.queue_notice,
         streams,
         early: Arc::new(early::Policy::new(
             gate.clone(),
@@ -468,6 +492,12 @@ fn context(
         )),
         tracer: Tracer::off(),
     }
+}
+
+/// The stream of a stalled reader is cut first; its connection gets as long again, so that a reader who
+/// comes back late is still told why.
+fn write_timeout(config: &Config) -> Duration {
+    config.stream.stall_timeout.saturating_mul(2)
 }
 
 /// Connections at once: what is configured, or as many as the system has open files for.

@@ -4,9 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::{Config, ConfigError, Flags, Sources};
-use crate::engine::Plan;
 use crate::engine::config::Backing;
-use crate::generation::chain;
 
 /// Exit status of a configuration that cannot be used; `serve` ends with the same.
 pub const BAD_CONFIG: u8 = 2;
@@ -18,7 +16,7 @@ pub const BAD_CONFIG: u8 = 2;
 /// The output cannot be written.
 pub fn run(flags: Flags) -> io::Result<ExitCode> {
     match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
-        Ok(config) => match unusable(&config) {
+        Ok(config) => match config.unusable_model() {
             None => {
                 summarize(&config, &mut io::stdout().lock())?;
                 Ok(ExitCode::SUCCESS)
@@ -33,16 +31,6 @@ pub fn run(flags: Flags) -> io::Result<ExitCode> {
             Ok(ExitCode::from(BAD_CONFIG))
         }
     }
-}
-
-/// What is wrong with the first model whose file cannot be used. What only llama.cpp finds (too little
-/// memory, for one) shows when serving.
-fn unusable(config: &Config) -> Option<String> {
-    config.models.iter().find_map(|model| {
-        let plan = Plan::configured(model, &config.engine, config.stream.ring);
-        let error = plan.inspect().err()?;
-        Some(format!("model {}: {}", model.name, chain(&error)))
-    })
 }
 
 /// Prints what is wrong with a configuration to standard error.

@@ -2,56 +2,89 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::check::{self, BAD_CONFIG};
-use crate::app::App;
-use crate::config::{Config, Flags, Sources};
+use crate::app::{App, Host, Reread};
+use crate::config::{Flags, Loaded, Sources};
 use crate::telemetry::Logs;
 
 /// Serves until a signal, or until a model turns out to be unusable.
 pub(super) fn run(flags: Flags) -> anyhow::Result<ExitCode> {
-    let mut config = match Sources::of_process(flags).and_then(|sources| Config::load(&sources)) {
-        Ok(config) => config,
-        Err(error) => {
-            check::report(&error)?;
-            return Ok(ExitCode::from(BAD_CONFIG));
-        }
-    };
-    config.engine.program = Some(super::program());
-    let logs = Logs::install(&config.telemetry).context("cannot start logging")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("runtime")
         .build()
         .context("cannot start the runtime")?;
+    // Before anything that takes time: none of them may end a process that is about to serve.
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals::new()?
+    };
+    let reread: Reread = Box::new(move || Sources::of_process(flags.clone()));
+    let mut loaded = match reread().and_then(|sources| Loaded::load(&sources)) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            check::report(&error)?;
+            return Ok(ExitCode::from(BAD_CONFIG));
+        }
+    };
+    loaded.config.engine.program = Some(super::program());
+    let logs = Logs::install(&loaded.config.telemetry).context("cannot start logging")?;
     // `logs` outlives the runtime: the last lines of every task are written.
-    let result = runtime.block_on(serve(config, &logs));
+    let result = runtime.block_on(serve(loaded, reread, &logs, &mut signals));
     // Whatever still runs on the blocking pool (a load) is not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, logs: &Logs) -> anyhow::Result<ExitCode> {
-    let mut signals = Signals::new()?;
-    let app = App::start(config, logs.dropped())?;
-    tokio::select! {
-        loaded = app.loaded() => loaded.map_err(anyhow::Error::msg)?,
-        () = signals.next() => return Ok(end(app, &mut signals).await),
-    }
-    announce(&app);
-    signals.next().await;
-    Ok(end(app, &mut signals).await)
+async fn serve(
+    loaded: Loaded,
+    reread: Reread,
+    logs: &Logs,
+    signals: &mut Signals,
+) -> anyhow::Result<ExitCode> {
+    let host = Host {
+        log_lines_dropped: Arc::new(logs.dropped()),
+        log: Some(logs.handle()),
+        tracer: None,
+        reread,
+    };
+    let app = App::start(loaded, host)?;
+    let Signals { end, reload } = signals;
+    let serving = async {
+        tokio::select! {
+            loaded = app.loaded() => loaded.map_err(anyhow::Error::msg)?,
+            () = end.next() => return Ok(()),
+        }
+        announce(&app);
+        end.next().await;
+        Ok(())
+    };
+    let reloading = async {
+        // The log says how it went.
+        while reload.recv().await.is_some() {
+            let _ = app.reload("SIGHUP").await;
+        }
+        std::future::pending().await
+    };
+    let ended: anyhow::Result<()> = tokio::select! {
+        ended = serving => ended,
+        never = reloading => never,
+    };
+    ended?;
+    Ok(drain(app, end).await)
 }
 
 /// Drains, or not even that after a second signal.
-async fn end(app: App, signals: &mut Signals) -> ExitCode {
+async fn drain(app: App, end: &mut End) -> ExitCode {
     tracing::info!(open_streams = app.open_streams(), "draining");
     tokio::select! {
         () = app.drain() => {}
-        () = signals.next() => {
+        () = end.next() => {
             tracing::warn!("second signal: ending at once");
             app.stop_now().await;
         }
@@ -77,6 +110,12 @@ fn announce(app: &App) {
 }
 
 struct Signals {
+    end: End,
+    reload: Signal,
+}
+
+/// What ends the process: a terminal's Ctrl-C, or a supervisor.
+struct End {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -85,11 +124,16 @@ impl Signals {
     fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
+            end: End {
+                terminate: listen(SignalKind::terminate())?,
+                interrupt: listen(SignalKind::interrupt())?,
+            },
+            reload: listen(SignalKind::hangup())?,
         })
     }
+}
 
+impl End {
     async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

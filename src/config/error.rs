@@ -80,7 +80,7 @@ impl fmt::Display for Problem {
 }
 
 /// What somebody wrote, without the secrets in it: it ends up in logs.
-fn masked(text: &str) -> String {
+pub(super) fn masked(text: &str) -> String {
     without_passwords(&keys::masked(text))
 }
 

@@ -9,6 +9,8 @@ mod callers;
 mod error;
 mod keys;
 mod limits;
+mod live;
+mod loaded;
 mod read;
 mod sources;
 pub mod state;
@@ -23,12 +25,15 @@ use std::path::Path;
 use serde::Deserialize;
 
 pub use self::error::{ConfigError, Origin, Problem};
+pub use self::loaded::{Changed, Loaded};
 pub use self::sources::{Flags, Sources};
 
 use self::tree::Step;
 use crate::auth::config::Auth;
+use crate::engine::Plan;
 use crate::engine::config::{Backing, Model, Process};
 use crate::gateway::settings::{Deadlines, Drain, Stream};
+use crate::generation::chain;
 use crate::limit::config::Limits;
 use crate::telemetry;
 use crate::transport::config::{Ops, Server};
@@ -74,8 +79,12 @@ impl Config {
     /// # Errors
     /// Every problem of every source at once, as far as they can be told apart.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let mut root = sources.merge().map_err(ConfigError::Wrong)?;
-        let config: Self = read::read(&mut root).map_err(ConfigError::Wrong)?;
+        Loaded::load(sources).map(|loaded| loaded.config)
+    }
+
+    /// What merged values make. On problems, `root` loses what they were found in.
+    fn check(root: &mut tree::Node) -> Result<Self, ConfigError> {
+        let config: Self = read::read(root).map_err(ConfigError::Wrong)?;
         let mut problems: Vec<Problem> = config
             .conflicts()
             .into_iter()
@@ -89,6 +98,22 @@ impl Config {
         }
         problems.sort();
         Err(ConfigError::Wrong(problems))
+    }
+
+    /// Whether sections of two configurations go together: what would let strangers in, or not work at all.
+    fn is_safe(&self) -> bool {
+        callers::conflicts(self).is_empty()
+    }
+
+    /// What is wrong with the first model whose file cannot be used. What only llama.cpp finds (too little
+    /// memory, for one) shows when serving.
+    #[must_use]
+    pub fn unusable_model(&self) -> Option<String> {
+        self.models.iter().find_map(|model| {
+            let plan = Plan::configured(model, &self.engine, self.stream.ring);
+            let error = plan.inspect().err()?;
+            Some(format!("model {}: {}", model.name, chain(&error)))
+        })
     }
 
     /// What no section can see alone.

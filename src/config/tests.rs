@@ -508,3 +508,117 @@ proptest! {
         let _ = Config::load(&sources(&lines.join("\n")));
     }
 }
+
+mod reloading {
+    use super::*;
+
+    fn loaded(text: &str) -> Loaded {
+        Loaded::load(&sources(text)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What is told: `key: from -> to`, first what is live.
+    fn told(from: &Loaded, to: &str) -> (Changed, Vec<String>, Vec<String>) {
+        let changed = from.changed(&loaded(to)).unwrap();
+        let text = |value: &Option<serde_json::Value>| {
+            value.as_ref().map_or("-".to_owned(), ToString::to_string)
+        };
+        let lines = |changes: &[crate::control::reload::Change]| {
+            let line = changes.iter().map(|change| {
+                let (from, to) = (text(&change.from), text(&change.to));
+                format!("{}: {from} -> {to}", change.key)
+            });
+            line.collect()
+        };
+        let (live, restart) = (lines(&changed.live), lines(&changed.restart));
+        (changed, live, restart)
+    }
+
+    #[test]
+    fn what_is_live_changes_and_the_rest_waits() {
+        let first = loaded("[drain]\ntimeout = '9s'\n[server]\nmax_connections = 5\n");
+        let (changed, live, restart) = told(
+            &first,
+            "[deadlines]\ntotal = '1m'\n[server]\nmax_connections = 6\n\
+             [limits.anonymous]\nstreams = 3\n",
+        );
+        assert_eq!(
+            live,
+            [
+                r#"deadlines.total: "30m" -> "1m""#,
+                r#"drain.timeout: "9s" -> "25s""#,
+                "limits.anonymous.streams: - -> 3",
+            ]
+        );
+        assert_eq!(restart, ["server.max_connections: 5 -> 6"]);
+        let runs = changed.runs;
+        assert_eq!(runs.config.deadlines.total, Some(Duration::from_mins(1)));
+        assert_eq!(runs.config.drain, Config::default().drain);
+        assert_eq!(runs.config.server.max_connections.get(), 5);
+        // The same once more: what waits is told again, what holds is not.
+        let (changed, live, restart) = told(
+            &runs,
+            "[deadlines]\ntotal = '1m'\n[server]\nmax_connections = 6\n\
+             [limits.anonymous]\nstreams = 3\n",
+        );
+        assert_eq!((live.len(), restart.len()), (0, 1));
+        assert_eq!(changed.runs.config, runs.config);
+    }
+
+    #[test]
+    fn another_spelling_is_no_change() {
+        let first = loaded("[deadlines]\ntotal = '60s'\n[server]\nlisten = '127.0.0.1:9'\n");
+        let text =
+            "[deadlines]\ntotal = '1m'\n[server]\nlisten = ['127.0.0.1:9']\nnodelay = true\n";
+        let (changed, live, restart) = told(&first, text);
+        assert_eq!((live, restart), (vec![], vec![]));
+        assert_eq!(changed.runs.config, first.config);
+    }
+
+    #[test]
+    fn secrets_are_not_told() {
+        let key = |last: char| {
+            let zeros = "0".repeat(63);
+            format!("[[auth.keys]]\nid = 'a'\nhash = 'sha256:{zeros}{last}'\n")
+        };
+        let url = |password: &str| format!("[limits.redis]\nurl = 'redis://u:{password}@h:1/0'\n");
+        let first = loaded(&(key('1') + &url("one")));
+        let (_, live, restart) = told(&first, &(key('2') + &url("two")));
+        assert_eq!(live, [r#"auth.keys[0].hash: "(changed)" -> "(changed)""#]);
+        assert_eq!(restart, [r#"limits.redis.url: "(changed)" -> "(changed)""#]);
+    }
+
+    #[test]
+    fn lists_of_tables_are_told_entry_by_entry() {
+        let model = |name| format!("[[models]]\nname = '{name}'\nengine = 'scripted'\n");
+        let first = loaded(&model("a"));
+        let (changed, live, restart) = told(&first, &(model("a") + &model("b")));
+        assert_eq!(live, Vec::<String>::new());
+        assert_eq!(
+            restart,
+            [
+                r#"models[1].engine: - -> "scripted""#,
+                r#"models[1].name: - -> "b""#
+            ]
+        );
+        assert_eq!(changed.runs.config.models.len(), 1);
+        // Limits may come before the model that they are for.
+        let limits = "[limits.models.b]\nstreams = 1\n";
+        let (changed, live, _) = told(&first, &(model("a") + &model("b") + limits));
+        assert_eq!(live, ["limits.models.b.streams: - -> 1"]);
+        assert!(changed.runs.config.limits.models.contains_key("b"));
+    }
+
+    #[test]
+    fn nobody_is_let_in_by_half_of_a_configuration() {
+        let key = format!(
+            "[[auth.keys]]\nid = 'a'\nhash = 'sha256:{}1'\n",
+            "0".repeat(63)
+        );
+        let first = loaded(&format!("{key}[server]\nlisten = '0.0.0.0:8080'\n"));
+        // Fine after a restart, and an open door before.
+        let (changed, live, restart) = told(&first, "[drain]\nlag = '2s'\n");
+        assert_eq!(live, Vec::<String>::new());
+        assert_eq!(restart.len(), 4, "{restart:?}");
+        assert_eq!(changed.runs.config, first.config);
+    }
+}

@@ -197,6 +197,47 @@ impl Node {
         }
     }
 
+    /// Takes what `name` (`limits.classes`) means in `from`, also if that is nothing.
+    pub(super) fn take_over(&mut self, name: &str, from: &Self) {
+        let keys: Vec<&str> = name.split('.').collect();
+        let path: Vec<Step> = keys
+            .iter()
+            .map(|key| Step::Key((*key).to_owned()))
+            .collect();
+        self.remove(&path);
+        if let Some(node) = from.child(&path) {
+            // Keys lead through tables only, so there is nothing that could be wrong.
+            let _ = self.set(&keys, node.clone());
+        }
+    }
+
+    fn child(&self, path: &[Step]) -> Option<&Self> {
+        path.iter()
+            .try_fold(self, |node, step| match (&node.value, step) {
+                (Value::Table(entries), Step::Key(key)) => entries.get(key),
+                _ => None,
+            })
+    }
+
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.value, Value::Table(_))
+    }
+
+    /// The value alone.
+    pub(super) fn json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Boolean(value) => (*value).into(),
+            Value::Integer(value) => (*value).into(),
+            Value::Float(value) => (*value).into(),
+            Value::String(text) | Value::Datetime(text) => text.as_str().into(),
+            Value::Array(list) => list.iter().map(|(_, entry)| entry.json()).collect(),
+            Value::Table(entries) => {
+                let entries = entries.iter().map(|(key, node)| (key.clone(), node.json()));
+                serde_json::Value::Object(entries.collect())
+            }
+        }
+    }
+
     fn merge(&mut self, over: Self) {
         match (&mut self.value, over) {
             (

@@ -4,3 +4,5 @@
 
 pub mod adapters;
 pub mod engines;
+pub mod log;
+pub mod reload;

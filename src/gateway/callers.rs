@@ -5,10 +5,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::Gateway;
-use crate::auth::Shown;
 use crate::auth::callers::{invalid, missing, removed};
 use crate::auth::config::OnRemoved;
 use crate::auth::files::LOOK_EVERY;
+use crate::auth::{Callers, Shown};
 use crate::generation::{Caller, Failure, Kind, Scopes, clock};
 
 impl Gateway {
@@ -17,14 +17,14 @@ impl Gateway {
     /// # Errors
     /// `Unauthorized`.
     pub fn authenticate(&self, shown: Shown<'_>) -> Result<Caller, Failure> {
-        let caller = self.parts.callers.authenticate(shown);
+        let caller = self.parts.callers.load().authenticate(shown);
         caller.inspect_err(|failure| self.denied(failure))
     }
 
     /// Whether anybody is asked who they are.
     #[must_use]
     pub fn asks_callers(&self) -> bool {
-        self.parts.callers.is_on()
+        self.parts.callers.load().is_on()
     }
 
     /// The same where nobody may be nobody, whatever `auth.allow_anonymous` says.
@@ -57,7 +57,7 @@ impl Gateway {
     /// What a bound token is made of for this caller.
     #[must_use]
     pub fn to_be_bound(&self, caller: &Caller) -> Caller {
-        self.parts.callers.to_be_bound(caller)
+        self.parts.callers.load().to_be_bound(caller)
     }
 
     /// Whether a caller may do this kind of work.
@@ -89,7 +89,12 @@ impl Gateway {
         model: &str,
     ) -> Result<(), Failure> {
         // What they send may come long after who they are was asked.
-        if let Some(ended) = self.parts.callers.ended(caller, clock::unix_seconds()) {
+        if let Some(ended) = self
+            .parts
+            .callers
+            .load()
+            .ended(caller, clock::unix_seconds())
+        {
             self.denied(&ended);
             return Err(ended);
         }
@@ -115,7 +120,7 @@ impl Gateway {
 
     /// Why a stream of this caller ends as soon as it begins, if so.
     pub(super) fn ended(&self, caller: &Caller) -> Option<Failure> {
-        let callers = &self.parts.callers;
+        let callers = self.parts.callers.load();
         let ends = callers.on_removed() == OnRemoved::End;
         ends.then(|| callers.ended(caller, clock::unix_seconds()))?
     }
@@ -126,38 +131,63 @@ impl Gateway {
         tracing::info!(reason, "a request was refused for who asks");
     }
 
+    /// From now on these are believed. Ends what the callers stream whose keys are no longer there, unless
+    /// that may finish; returns how many streams those were.
+    pub fn set_callers(&self, callers: Arc<Callers>) -> usize {
+        let today = clock::unix_seconds();
+        let old = self.parts.callers.swap(callers);
+        let gone = old.keys().gone_in(&self.parts.callers.load().keys(), today);
+        let streams = self.end_owners(&gone, today);
+        self.callers_changed.notify_waiters();
+        streams
+    }
+
     /// Follows the files of keys and the calendar: ends what the callers stream whose keys are
     /// removed or expire, unless that may finish. Runs for as long as it is polled.
     pub async fn follow_callers(self: Arc<Self>) -> Infallible {
-        let gateway = self.clone();
+        let following = async {
+            loop {
+                let changed = self.callers_changed.notified();
+                tokio::select! {
+                    () = changed => {}
+                    never = self.clone().follow_files(self.parts.callers.load_full()) => match never {},
+                }
+            }
+        };
+        let (never, _): (Infallible, Infallible) = tokio::join!(following, self.end_expired());
+        never
+    }
+
+    async fn follow_files(self: Arc<Self>, callers: Arc<Callers>) -> Infallible {
+        let (gateway, followed) = (self.clone(), callers.clone());
         let reread = move || {
             let today = clock::unix_seconds();
-            let read = gateway.parts.callers.reread(today);
+            let read = followed.reread(today);
             let read = read.map(|gone| (gateway.end_owners(&gone, today), gone));
             gateway.parts.metrics.transports.keys_read(read.is_ok());
             let (streams, gone) = read?;
-            let keys = gateway.parts.callers.keys().len();
+            let keys = followed.keys().len();
             tracing::info!(keys, gone = gone.len(), streams, "the keys were read again");
             Ok(())
         };
         let following = async {
-            if let Some(files) = self.parts.callers.files() {
+            if let Some(files) = callers.files() {
                 files.follow(reread).await;
             }
         };
         let metrics = self.parts.metrics.clone();
         let jwt = async {
-            if let Some(jwt) = self.parts.callers.jwt() {
+            if let Some(jwt) = callers.jwt() {
                 let told = move |is_taken| metrics.transports.keys_read(is_taken);
                 jwt.clone().follow(told).await;
             }
         };
-        let ((), (), never) = tokio::join!(following, jwt, self.end_expired());
+        let ((), (), never) = tokio::join!(following, jwt, std::future::pending());
         never
     }
 
     fn end_owners(&self, gone: &HashSet<Arc<str>>, today: u64) -> usize {
-        let callers = &self.parts.callers;
+        let callers = self.parts.callers.load();
         if gone.is_empty() || callers.on_removed() == OnRemoved::Finish {
             return 0;
         }
@@ -172,7 +202,7 @@ impl Gateway {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let today = clock::unix_seconds();
-            let callers = &self.parts.callers;
+            let callers = self.parts.callers.load();
             let end = callers.on_removed() == OnRemoved::End;
             if end && callers.keys().expire_between(seen, today) {
                 let watch = &self.parts.watch;

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use self::settings::{Deadlines, Stream};
+use self::settings::Patience;
 use crate::auth::Callers;
 use crate::engine::{Card, Engine, TokenizeOptions};
 use crate::generation::{
@@ -54,8 +55,8 @@ pub struct Parts {
     pub watch: Arc<Watch>,
     /// Where requests are counted.
     pub metrics: Arc<Metrics>,
-    /// Who is believed.
-    pub callers: Arc<Callers>,
+    /// Who is believed now; replaced by [`Gateway::set_callers`].
+    pub callers: ArcSwap<Callers>,
     /// How much each caller may use. [`Limiter::run`] must be driven, for idle ones to be forgotten.
     pub limiter: Arc<Limiter>,
 }
@@ -65,8 +66,9 @@ pub struct Gateway {
     parts: Parts,
     streams: Arc<Semaphore>,
     most_streams: u32,
-    deadlines: Deadlines,
-    stall_timeout: Duration,
+    patience: ArcSwap<Patience>,
+    /// Told after the callers were replaced.
+    callers_changed: Notify,
     phase: AtomicU8,
     /// Cancelled with [`Phase::Over`], for what is no stream that could be cut.
     over: CancellationToken,
@@ -75,18 +77,29 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway made of these parts.
     #[must_use]
-    pub fn new(parts: Parts, stream: &Stream, deadlines: Deadlines, limits: &Limits) -> Arc<Self> {
+    pub fn new(parts: Parts, patience: Patience, limits: &Limits) -> Arc<Self> {
         let most_streams = limits.max_streams.get();
         let permits = usize::try_from(most_streams).unwrap_or(usize::MAX);
         Arc::new(Self {
+            callers_changed: Notify::new(),
             parts,
             streams: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
             most_streams,
-            deadlines,
-            stall_timeout: stream.stall_timeout,
+            patience: ArcSwap::from_pointee(patience),
             phase: AtomicU8::new(0),
             over: CancellationToken::new(),
         })
+    }
+
+    /// What holds for streams that begin now.
+    #[must_use]
+    pub fn patience(&self) -> Guard<Arc<Patience>> {
+        self.patience.load()
+    }
+
+    /// From now on streams begin with this.
+    pub fn set_patience(&self, patience: Patience) {
+        self.patience.store(Arc::new(patience));
     }
 
     /// Starts a generation.
@@ -117,7 +130,9 @@ impl Gateway {
         let admission = self.limit(&request, engine.card().context).await?;
         request.weight = admission.weight();
         request.class = admission.urgency(request.class);
-        request.deadlines = request.deadlines.tightest((&self.deadlines).into());
+        request.deadlines = request
+            .deadlines
+            .tightest((&self.patience().deadlines).into());
         let started = within(&request.deadlines, engine.start(&request)).await?;
         if self.phase() == Phase::Over {
             return Err(draining());
@@ -132,7 +147,7 @@ impl Gateway {
             usage: started.usage,
             deterministic: engine.card().deterministic,
             deadlines: request.deadlines,
-            stall_timeout: self.stall_timeout,
+            stall_timeout: self.patience().stall_timeout,
             recorder,
             permits: vec![Box::new(permit)],
             meter: Some(admission.into_meter()),

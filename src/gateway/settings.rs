@@ -61,6 +61,32 @@ impl Default for Stream {
     }
 }
 
+/// What holds for the streams that begin from now on, and may be changed while serving.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patience {
+    /// Bounds on the time of a request.
+    pub deadlines: Deadlines,
+    /// [`Stream::stall_timeout`].
+    pub stall_timeout: Duration,
+    /// [`Stream::keep_alive`].
+    pub keep_alive: Duration,
+    /// [`Stream::queue_notice`].
+    pub queue_notice: Option<Duration>,
+}
+
+impl Patience {
+    /// What these sections say.
+    #[must_use]
+    pub fn new(stream: &Stream, deadlines: &Deadlines) -> Self {
+        Self {
+            deadlines: deadlines.clone(),
+            stall_timeout: stream.stall_timeout,
+            keep_alive: stream.keep_alive,
+            queue_notice: stream.queue_notice,
+        }
+    }
+}
+
 /// `[deadlines]`: the server's bounds on one request; a request may ask for tighter ones. `"off"`
 /// in the file is `None` here.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -38,7 +38,9 @@ impl Gateway {
     async fn vectors(&self, mut request: EmbedRequest) -> Result<Vectors, Failure> {
         let _permit = self.admit(&request.caller, Scopes::EMBED, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
-        request.deadlines = request.deadlines.tightest((&self.deadlines).into());
+        request.deadlines = request
+            .deadlines
+            .tightest((&self.patience().deadlines).into());
         let admission = self.limit_embed(&request).await?;
         let work = engine.embed(&request);
         let usage = |vectors: &Vectors| vectors.usage;
@@ -49,7 +51,9 @@ impl Gateway {
     async fn scores(&self, mut request: RerankRequest) -> Result<Scores, Failure> {
         let _permit = self.admit(&request.caller, Scopes::EMBED, &request.model)?;
         let engine = self.parts.registry.engine(&request.model)?;
-        request.deadlines = request.deadlines.tightest((&self.deadlines).into());
+        request.deadlines = request
+            .deadlines
+            .tightest((&self.patience().deadlines).into());
         let admission = self.limit_rerank(&request).await?;
         let work = engine.rerank(&request);
         let usage = |scores: &Scores| scores.usage;

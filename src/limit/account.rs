@@ -33,7 +33,7 @@ impl Cost {
 }
 
 /// Which limits an account has.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Terms {
     pub(super) scope: Scope,
     pub(super) bounds: Vec<(Limit, Bound)>,
@@ -42,13 +42,14 @@ pub(super) struct Terms {
 /// The cells of one organization, caller or model.
 pub(super) struct Account {
     pub(super) scope: Scope,
+    terms: Arc<Terms>,
     cells: Box<[Slot]>,
 }
 
 struct Slot {
     limit: Limit,
     bound: Bound,
-    cell: Box<dyn Cell>,
+    cell: Arc<dyn Cell>,
 }
 
 /// A limit that has too little left.
@@ -62,8 +63,10 @@ pub(super) struct Short {
 }
 
 impl Account {
+    /// An account with these limits. If it takes the place of an `old` one, as much of them is used.
     pub(super) fn new(
-        terms: &Terms,
+        old: Option<&Self>,
+        terms: &Arc<Terms>,
         name: &str,
         model: Option<&str>,
         store: &dyn Store,
@@ -76,16 +79,29 @@ impl Account {
                 model,
                 limit,
             };
+            let old = old.and_then(|old| old.cells.iter().find(|slot| slot.limit == limit));
+            let heir = old.and_then(|old| {
+                if old.bound == bound {
+                    return Some(old.cell.clone());
+                }
+                old.cell.heir(bound, clock).map(Arc::from)
+            });
             Slot {
                 limit,
                 bound,
-                cell: store.cell(key, bound, clock),
+                cell: heir.unwrap_or_else(|| store.cell(key, bound, clock).into()),
             }
         });
         Self {
             scope: terms.scope,
+            terms: terms.clone(),
             cells: cells.collect(),
         }
+    }
+
+    /// Whether these are its limits.
+    pub(super) fn is_on(&self, terms: &Arc<Terms>) -> bool {
+        Arc::ptr_eq(&self.terms, terms)
     }
 
     /// Each cell that this costs something, with how much.
@@ -244,19 +260,22 @@ mod tests {
 
     #[test]
     fn who_leaves_while_a_limit_is_asked_for_gives_back_what_was_taken_before() {
-        let account = |limit, cell| {
+        let account = |limit, cell: Arc<dyn Cell>| {
             let slot = Slot {
                 limit,
                 bound: Bound::Places(1),
                 cell,
             };
+            let scope = Scope::Caller;
+            let bounds = vec![(limit, slot.bound)];
             Some(Arc::new(Account {
-                scope: Scope::Caller,
+                scope,
+                terms: Arc::new(Terms { scope, bounds }),
                 cells: Box::new([slot]),
             }))
         };
-        let places = account(Limit::Streams, Box::new(Places::new(1)));
-        let silent = account(Limit::TokensPerMinute, Box::new(Silent));
+        let places = account(Limit::Streams, Arc::new(Places::new(1)));
+        let silent = account(Limit::TokensPerMinute, Arc::new(Silent));
         let (accounts, clock) = ([places, silent, None, None], Clock::fake(0));
         let cost = Cost {
             streams: 1,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::At;
-use super::account::Account;
+use super::account::{Account, Terms};
 
 /// Maps that are locked one by one: two callers rarely wait for each other.
 const SHARDS: usize = 16;
@@ -20,7 +20,7 @@ pub(super) struct Callers {
     shards: [Mutex<HashMap<u128, Entry>>; SHARDS],
     /// Two random keys of 64 bits each: nobody can choose a name that meets another's account.
     hashers: [RandomState; 2],
-    most: usize,
+    most: AtomicUsize,
     all: AtomicUsize,
     anonymous: AtomicUsize,
 }
@@ -30,12 +30,25 @@ struct Entry {
     is_anonymous: bool,
 }
 
+impl Entry {
+    fn on(
+        &mut self,
+        terms: &Arc<Terms>,
+        make: impl FnOnce(Option<&Account>) -> Account,
+    ) -> Arc<Account> {
+        if !self.account.is_on(terms) {
+            self.account = Arc::new(make(Some(&self.account)));
+        }
+        self.account.clone()
+    }
+}
+
 impl Callers {
     pub(super) fn new(most: usize) -> Self {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             hashers: std::array::from_fn(|_| RandomState::new()),
-            most,
+            most: AtomicUsize::new(most),
             all: AtomicUsize::new(0),
             anonymous: AtomicUsize::new(0),
         }
@@ -47,32 +60,45 @@ impl Callers {
         u128::from(high) << 64 | u128::from(low)
     }
 
-    /// The account of `key`, if there is one.
-    pub(super) fn find(&self, key: u128) -> Option<Arc<Account>> {
-        self.shard(key).get(&key).map(|entry| entry.account.clone())
+    /// From now on there is room for so many. Those beyond stay until they are idle.
+    pub(super) fn make_room(&self, most: usize) {
+        self.most.store(most, Relaxed);
     }
 
-    /// The account of `key`, made if there is none. `None` if there is no room for it.
+    /// The account of `key` on `terms`, if there is one; one on others is made anew, from itself.
+    pub(super) fn find(
+        &self,
+        key: u128,
+        terms: &Arc<Terms>,
+        make: impl FnOnce(Option<&Account>) -> Account,
+    ) -> Option<Arc<Account>> {
+        let mut shard = self.shard(key);
+        Some(shard.get_mut(&key)?.on(terms, make))
+    }
+
+    /// The account of `key` on `terms`, made if there is none, or if it was on others. `None` if there is
+    /// no room for it.
     pub(super) fn open(
         &self,
         key: u128,
         is_anonymous: bool,
-        make: impl FnOnce() -> Account,
+        terms: &Arc<Terms>,
+        make: impl FnOnce(Option<&Account>) -> Account,
     ) -> Option<Arc<Account>> {
         let mut shard = self.shard(key);
-        if let Some(entry) = shard.get(&key) {
-            return Some(entry.account.clone());
+        if let Some(entry) = shard.get_mut(&key) {
+            return Some(entry.on(terms, make));
         }
         if is_anonymous && !enter(&self.anonymous, self.most_anonymous()) {
             return None;
         }
-        if !enter(&self.all, self.most) {
+        if !enter(&self.all, self.most.load(Relaxed)) {
             if is_anonymous {
                 self.anonymous.fetch_sub(1, Relaxed);
             }
             return None;
         }
-        let account = Arc::new(make());
+        let account = Arc::new(make(None));
         let entry = Entry {
             account: account.clone(),
             is_anonymous,
@@ -84,12 +110,12 @@ impl Callers {
     /// Whether one more account would be opened.
     pub(super) fn has_room(&self, is_anonymous: bool) -> bool {
         let is_open = !is_anonymous || self.anonymous.load(Relaxed) < self.most_anonymous();
-        is_open && self.all.load(Relaxed) < self.most
+        is_open && self.all.load(Relaxed) < self.most.load(Relaxed)
     }
 
     /// Those of whom nothing is known but an address must leave room for the others.
     fn most_anonymous(&self) -> usize {
-        (self.most / 2).max(1)
+        (self.most.load(Relaxed) / 2).max(1)
     }
 
     /// Forgets the accounts that are idle and that no request is charged to. Takes milliseconds with
@@ -139,34 +165,35 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn account(clock: &Clock) -> Account {
-        let terms = Terms {
+    fn terms() -> Arc<Terms> {
+        let (per_minute, burst) = (60, 60);
+        let rate = Bound::Rate { per_minute, burst };
+        Arc::new(Terms {
             scope: Scope::Caller,
-            bounds: vec![(
-                Limit::RequestsPerMinute,
-                Bound::Rate {
-                    per_minute: 60,
-                    burst: 60,
-                },
-            )],
-        };
+            bounds: vec![(Limit::RequestsPerMinute, rate)],
+        })
+    }
+
+    /// Makes accounts.
+    fn on(terms: &Arc<Terms>, clock: &Clock) -> impl Fn(Option<&Account>) -> Account {
         let store = Kept::open(&Limits::default(), None, clock);
-        Account::new(&terms, "x", None, &store, clock)
+        move |old| Account::new(old, terms, "x", None, &store, clock)
     }
 
     #[test]
     fn a_flood_of_addresses_leaves_room_for_known_callers() {
-        let (clock, callers) = (Clock::fake(0), Callers::new(100));
+        let (clock, callers, terms) = (Clock::fake(0), Callers::new(100), terms());
+        let make = on(&terms, &clock);
         let opened = (0..100_000)
             .filter(|number| {
                 let key = callers.key(("address", number));
-                callers.open(key, true, || account(&clock)).is_some()
+                callers.open(key, true, &terms, &make).is_some()
             })
             .count();
         assert_eq!((opened, callers.count()), (50, 50));
         for name in 0..60 {
             let key = callers.key(("key", name));
-            let opened = callers.open(key, false, || account(&clock)).is_some();
+            let opened = callers.open(key, false, &terms, &make).is_some();
             assert_eq!(opened, name < 50);
         }
         assert_eq!(callers.count(), 100);
@@ -174,13 +201,15 @@ mod tests {
 
     #[test]
     fn idle_accounts_are_forgotten_and_used_ones_are_not() {
-        let (clock, callers) = (Clock::fake(0), Callers::new(1000));
+        let (clock, callers, terms) = (Clock::fake(0), Callers::new(1000), terms());
+        let make = on(&terms, &clock);
+        let find = |name| callers.find(callers.key(name), &terms, &make).unwrap();
         for name in 0..900 {
             let is_anonymous = name % 2 == 0;
-            callers.open(callers.key(name), is_anonymous, || account(&clock));
+            callers.open(callers.key(name), is_anonymous, &terms, &make);
         }
-        let held = callers.find(callers.key(7)).unwrap();
-        let spent = callers.find(callers.key(8)).unwrap();
+        let held = find(7);
+        let spent = find(8);
         let cost = super::super::account::Cost {
             requests: 1,
             ..Default::default()
@@ -189,7 +218,7 @@ mod tests {
         drop(spent);
         callers.sweep(clock.at());
         assert_eq!(callers.count(), 2);
-        assert!(Arc::ptr_eq(&held, &callers.find(callers.key(7)).unwrap()));
+        assert!(Arc::ptr_eq(&held, &find(7)));
         drop(held);
         clock.advance(Duration::from_secs(1));
         callers.sweep(clock.at());
@@ -205,8 +234,9 @@ mod tests {
 
     #[test]
     fn one_name_has_one_account() {
-        let (clock, callers) = (Clock::fake(0), Callers::new(10));
-        let open = |name| callers.open(callers.key(name), false, || account(&clock));
+        let (clock, callers, terms) = (Clock::fake(0), Callers::new(10), terms());
+        let make = on(&terms, &clock);
+        let open = |name| callers.open(callers.key(name), false, &terms, &make);
         assert!(Arc::ptr_eq(&open("a").unwrap(), &open("a").unwrap()));
         assert!(!Arc::ptr_eq(&open("a").unwrap(), &open("b").unwrap()));
     }

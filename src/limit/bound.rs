@@ -33,6 +33,23 @@ pub trait Cell: Send + Sync {
         let _ = n;
         None
     }
+
+    /// A cell of the same limit with another bound, which goes on where this one is. `None`: whoever made
+    /// this one remembers, and is to be asked for the new one.
+    fn heir(&self, bound: Bound, clock: &Clock) -> Option<Box<dyn Cell>> {
+        let _ = (bound, clock);
+        None
+    }
+}
+
+/// What of a rate was used up when `old` said this, in a cell that is as good as new.
+pub(super) fn inherit<C: Cell>(new: C, old: Left, at: At) -> C {
+    let window = old.window.as_nanos();
+    if window > 0 && !old.reset.is_zero() {
+        let used = old.reset.as_nanos().saturating_mul(u128::from(old.limit)) / window;
+        new.charge(u64::try_from(used).unwrap_or(u64::MAX), at);
+    }
+    new
 }
 
 /// What is left in a cell.

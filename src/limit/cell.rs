@@ -7,7 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::{At, Cell, Left};
+use super::bound::inherit;
+use super::{At, Bound, Cell, Clock, Left};
 
 const MINUTE: u64 = 60_000_000_000;
 
@@ -101,6 +102,15 @@ impl Cell for Tokens {
     fn is_idle(&self, at: At) -> bool {
         self.full_at.load(Relaxed) <= at.nanos
     }
+
+    fn heir(&self, bound: Bound, clock: &Clock) -> Option<Box<dyn Cell>> {
+        let Bound::Rate { per_minute, burst } = bound else {
+            return None;
+        };
+        let at = clock.at();
+        let heir = inherit(Self::new(per_minute, burst), self.left(at), at);
+        Some(Box::new(heir))
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +119,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::Clock;
     use super::*;
 
     /// One token a second.
@@ -214,6 +223,21 @@ mod tests {
         clock.advance(Duration::from_secs(16));
         cell.take(1, clock.at()).unwrap();
         assert_eq!(cell.take(25, clock.at()), Err(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn with_another_rate_as_many_are_used_as_before() {
+        let clock = Clock::fake(1);
+        let cell = Tokens::new(RATE, 60);
+        cell.take(20, clock.at()).unwrap();
+        let bound = |per_minute, burst| Bound::Rate { per_minute, burst };
+        let more = cell.heir(bound(600, 100), &clock).unwrap();
+        assert_eq!(more.left(clock.at()).remaining, 80);
+        let fewer = more.heir(bound(6, 10), &clock).unwrap();
+        assert_eq!(fewer.left(clock.at()).remaining, 0);
+        assert!(fewer.take(1, clock.at()).is_err());
+        let fresh = Tokens::new(RATE, 60).heir(bound(6, 10), &clock).unwrap();
+        assert!(fresh.is_idle(clock.at()));
     }
 
     #[test]

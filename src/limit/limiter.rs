@@ -1,14 +1,16 @@
 //! Whether a request may begin: every scope grants it, or none is charged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::account::{Account, Accounts, Cost, Terms, take};
 use super::accounts::Callers;
 use super::admission::{Admission, Hold, Reserved};
-use super::config::{Limits, Rates, WhenDry};
+use super::config::{Class, Limits, Rates, WhenDry};
 use super::estimate::Estimate;
 use super::standing::Standing;
 use super::{Bound, Cell, Clock, Key, Limit, Scope, Store, refusal};
@@ -23,31 +25,37 @@ pub(super) const USUAL: &str = "default";
 
 /// Every limit of every caller.
 pub struct Limiter {
+    /// Replaced whole when the configuration changes.
+    rules: ArcSwap<Rules>,
+    estimates: HashMap<Box<str>, Arc<Estimate>>,
+    callers: Callers,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+/// What is configured, with the accounts of whoever is named there.
+struct Rules {
     anonymous: Plan,
     classes: HashMap<Box<str>, Plan>,
     organizations: HashMap<Box<str>, Arc<Account>>,
     models: HashMap<Box<str>, Arc<Account>>,
-    estimates: HashMap<Box<str>, Arc<Estimate>>,
-    callers: Callers,
     when_dry: WhenDry,
-    store: Arc<dyn Store>,
-    clock: Clock,
-    metrics: Arc<Metrics>,
 }
 
 /// What a class of callers may use.
 struct Plan {
     /// The class that it is of; empty for those who are not known.
     class: Box<str>,
-    rates: Option<Shared>,
-    models: HashMap<Box<str>, Shared>,
+    rates: Option<Arc<Shared>>,
+    models: HashMap<Box<str>, Arc<Shared>>,
     weight: u16,
     priority: Option<generation::Class>,
 }
 
 /// Limits that each caller has, and the account of those for whom there is no room.
 struct Shared {
-    terms: Terms,
+    terms: Arc<Terms>,
     overflow: OnceLock<Arc<Account>>,
 }
 
@@ -140,46 +148,27 @@ impl Limiter {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let fixed = |scope, all: &std::collections::BTreeMap<String, Rates>| {
-            let accounts = all.iter().filter_map(|(name, rates)| {
-                let terms = terms(scope, rates.bounds())?;
-                let account = Account::new(&terms, name, None, &*store, &clock);
-                Some((name.as_str().into(), Arc::new(account)))
-            });
-            accounts.collect()
-        };
-        let plan = |name: &str, class: &super::config::Class| Plan {
-            class: name.into(),
-            rates: Shared::new(Scope::Caller, class.bounds()),
-            models: class
-                .models
-                .iter()
-                .filter_map(|(model, rates)| {
-                    let shared = Shared::new(Scope::CallerOnModel, rates.bounds())?;
-                    Some((model.as_str().into(), shared))
-                })
-                .collect(),
-            weight: class.weight.map_or(1, std::num::NonZeroU16::get),
-            priority: class.priority.map(Into::into),
-        };
-        let classes = limits.classes.iter();
+        let rules = Rules::new(limits, None, &*store, &clock);
         Self {
-            anonymous: plan("", &limits.anonymous),
-            classes: classes
-                .map(|(name, class)| (name.as_str().into(), plan(name, class)))
-                .collect(),
-            organizations: fixed(Scope::Organization, &limits.organizations),
-            models: fixed(Scope::Model, &limits.models),
+            rules: ArcSwap::from_pointee(rules),
             estimates: models
                 .into_iter()
                 .map(|name| (name.into(), Arc::default()))
                 .collect(),
-            callers: Callers::new(usize::try_from(limits.max_accounts.get()).unwrap_or(usize::MAX)),
-            when_dry: limits.when_dry,
+            callers: Callers::new(most_accounts(limits)),
             store,
             clock,
             metrics,
         }
+    }
+
+    /// From now on these limits hold; what was used of those before is used of these. Not for `max_streams`,
+    /// nor for where use is kept.
+    pub fn set(&self, limits: &Limits) {
+        self.callers.make_room(most_accounts(limits));
+        let old = self.rules.load_full();
+        let rules = Rules::new(limits, Some(&old), &*self.store, &self.clock);
+        self.rules.store(Arc::new(rules));
     }
 
     /// Admits a request on every scope, or on none. What it took is given back as the admission ends.
@@ -187,8 +176,9 @@ impl Limiter {
     /// # Errors
     /// `Limited`, with the limit that refused and when to come back.
     pub async fn admit(&self, ask: &Ask<'_>) -> Result<Admission, Failure> {
-        let plan = self.plan(ask.caller);
-        let accounts = self.accounts(plan, ask);
+        let rules = self.rules.load_full();
+        let plan = rules.plan(ask.caller);
+        let accounts = self.accounts(&rules, plan, ask);
         let estimate = self.estimates.get(ask.model);
         let cost = cost(ask, estimate.map(|estimate| &**estimate));
         if let Err(short) = take(&accounts, cost, &self.clock).await {
@@ -204,7 +194,7 @@ impl Limiter {
                 work: ask.work,
             },
             estimate.cloned(),
-            self.when_dry,
+            rules.when_dry,
             self.clock.clone(),
             self.metrics.clone(),
         );
@@ -222,18 +212,19 @@ impl Limiter {
         let at = self.clock.at();
         let mut standing = Standing::default();
         let name = Name::of(caller);
+        let rules = self.rules.load();
         let organization = caller.organization.as_deref();
-        if let Some(account) = organization.and_then(|name| self.organizations.get(name)) {
+        if let Some(account) = organization.and_then(|name| rules.organizations.get(name)) {
             standing.add(account, at);
         }
-        if let Some(plan) = self.plan(caller) {
+        if let Some(plan) = rules.plan(caller) {
             let on_model = model.and_then(|model| Some((plan.models.get(model)?, Some(model))));
             let scopes = [plan.rates.as_ref().map(|shared| (shared, None)), on_model];
             for (shared, model) in scopes.into_iter().flatten() {
                 standing.add(&self.look(plan, shared, name, model), at);
             }
         }
-        if let Some(account) = model.and_then(|model| self.models.get(model)) {
+        if let Some(account) = model.and_then(|model| rules.models.get(model)) {
             standing.add(account, at);
         }
         (!standing.is_empty()).then_some(standing)
@@ -262,26 +253,18 @@ impl Limiter {
         self.callers.count()
     }
 
-    fn plan(&self, caller: &Caller) -> Option<&Plan> {
-        if caller.identity.is_none() {
-            return Some(&self.anonymous);
-        }
-        let named = caller.class.as_deref();
-        let named = named.and_then(|class| self.classes.get(class));
-        named.or_else(|| self.classes.get(USUAL))
-    }
-
-    fn accounts(&self, plan: Option<&Plan>, ask: &Ask<'_>) -> Accounts {
+    fn accounts(&self, rules: &Rules, plan: Option<&Plan>, ask: &Ask<'_>) -> Accounts {
         let organization = ask.caller.organization.as_deref();
         let rates = plan.and_then(|plan| plan.rates.as_ref());
         let on_model = plan.and_then(|plan| plan.models.get(ask.model));
         let name = Name::of(ask.caller);
-        let open = |shared: Option<&Shared>, model| Some(self.open(plan?, shared?, name, model));
+        let open =
+            |shared: Option<&Arc<Shared>>, model| Some(self.open(plan?, shared?, name, model));
         [
-            organization.and_then(|name| self.organizations.get(name).cloned()),
+            organization.and_then(|name| rules.organizations.get(name).cloned()),
             open(rates, None),
             open(on_model, Some(ask.model)),
-            self.models.get(ask.model).cloned(),
+            rules.models.get(ask.model).cloned(),
         ]
     }
 
@@ -294,11 +277,12 @@ impl Limiter {
         model: Option<&str>,
     ) -> Arc<Account> {
         let store = &*self.store;
-        let make = || self.account(shared, &name.text(), model, store);
+        let make = |old: Option<&_>| self.account(old, shared, &name.text(), model, store);
         let key = self.key(plan, name, model);
-        let opened = self.callers.open(key, name.is_anonymous(), make);
+        let is_anonymous = name.is_anonymous();
+        let opened = self.callers.open(key, is_anonymous, &shared.terms, make);
         let account = opened.unwrap_or_else(|| {
-            let make = || Arc::new(self.account(shared, OTHERS, model, store));
+            let make = || Arc::new(self.account(None, shared, OTHERS, model, store));
             shared.overflow.get_or_init(make).clone()
         });
         self.metrics.limits.accounts(self.callers.count());
@@ -313,10 +297,15 @@ impl Limiter {
         name: Name<'_>,
         model: Option<&str>,
     ) -> Arc<Account> {
-        if let Some(account) = self.callers.find(self.key(plan, name, model)) {
+        let renew = |old: Option<&_>| self.account(old, shared, &name.text(), model, &*self.store);
+        let key = self.key(plan, name, model);
+        if let Some(account) = self.callers.find(key, &shared.terms, renew) {
             return account;
         }
-        let peek = |name: &str| Arc::new(self.account(shared, name, model, &Peek(&*self.store)));
+        let peek = |name: &str| {
+            let store = &Peek(&*self.store);
+            Arc::new(self.account(None, shared, name, model, store))
+        };
         if self.callers.has_room(name.is_anonymous()) {
             return peek(&name.text());
         }
@@ -326,12 +315,13 @@ impl Limiter {
 
     fn account(
         &self,
+        old: Option<&Account>,
         shared: &Shared,
         name: &str,
         model: Option<&str>,
         store: &dyn Store,
     ) -> Account {
-        Account::new(&shared.terms, name, model, store, &self.clock)
+        Account::new(old, &shared.terms, name, model, store, &self.clock)
     }
 
     /// A caller who changes class begins anew: the limits are others. Who names a class that is not there
@@ -351,17 +341,90 @@ impl Store for Peek<'_> {
     }
 }
 
+impl Rules {
+    /// The rules of `limits`; what is as it was in `old` is kept, and what is not goes on from there.
+    fn new(limits: &Limits, old: Option<&Self>, store: &dyn Store, clock: &Clock) -> Self {
+        let fixed = |scope, all: &BTreeMap<String, Rates>, old: Option<&HashMap<_, _>>| {
+            let accounts = all.iter().filter_map(|(name, rates)| {
+                let terms = Arc::new(terms(scope, rates.bounds())?);
+                let old = old.and_then(|old| old.get(name.as_str()));
+                let old = old.map(|account: &Arc<Account>| &**account);
+                let account = Account::new(old, &terms, name, None, store, clock);
+                Some((name.as_str().into(), Arc::new(account)))
+            });
+            accounts.collect()
+        };
+        let plan = |name: &str, class: &Class, old: Option<&Plan>| Plan {
+            class: name.into(),
+            rates: Shared::new(
+                Scope::Caller,
+                class.bounds(),
+                old.and_then(|old| old.rates.as_ref()),
+            ),
+            models: class
+                .models
+                .iter()
+                .filter_map(|(model, rates)| {
+                    let old = old.and_then(|old| old.models.get(model.as_str()));
+                    let shared = Shared::new(Scope::CallerOnModel, rates.bounds(), old)?;
+                    Some((model.as_str().into(), shared))
+                })
+                .collect(),
+            weight: class.weight.map_or(1, std::num::NonZeroU16::get),
+            priority: class.priority.map(Into::into),
+        };
+        let classes = limits.classes.iter().map(|(name, class)| {
+            let old = old.and_then(|old| old.classes.get(name.as_str()));
+            (name.as_str().into(), plan(name, class, old))
+        });
+        Self {
+            anonymous: plan("", &limits.anonymous, old.map(|old| &old.anonymous)),
+            classes: classes.collect(),
+            organizations: fixed(
+                Scope::Organization,
+                &limits.organizations,
+                old.map(|old| &old.organizations),
+            ),
+            models: fixed(Scope::Model, &limits.models, old.map(|old| &old.models)),
+            when_dry: limits.when_dry,
+        }
+    }
+
+    fn plan(&self, caller: &Caller) -> Option<&Plan> {
+        if caller.identity.is_none() {
+            return Some(&self.anonymous);
+        }
+        let named = caller.class.as_deref();
+        let named = named.and_then(|class| self.classes.get(class));
+        named.or_else(|| self.classes.get(USUAL))
+    }
+}
+
 impl Shared {
-    fn new(scope: Scope, bounds: Vec<(Limit, Bound)>) -> Option<Self> {
-        Some(Self {
-            terms: terms(scope, bounds)?,
+    /// The limits that are `old`'s if they are the same: then every caller keeps their account. Whoever
+    /// shares one for want of room begins anew with others.
+    fn new(
+        scope: Scope,
+        bounds: Vec<(Limit, Bound)>,
+        old: Option<&Arc<Self>>,
+    ) -> Option<Arc<Self>> {
+        let terms = terms(scope, bounds)?;
+        if let Some(old) = old.filter(|old| *old.terms == terms) {
+            return Some(old.clone());
+        }
+        Some(Arc::new(Self {
+            terms: Arc::new(terms),
             overflow: OnceLock::new(),
-        })
+        }))
     }
 }
 
 fn terms(scope: Scope, bounds: Vec<(Limit, Bound)>) -> Option<Terms> {
     (!bounds.is_empty()).then_some(Terms { scope, bounds })
+}
+
+fn most_accounts(limits: &Limits) -> usize {
+    usize::try_from(limits.max_accounts.get()).unwrap_or(usize::MAX)
 }
 
 fn cost(ask: &Ask<'_>, estimate: Option<&Estimate>) -> Cost {

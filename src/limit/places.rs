@@ -1,9 +1,10 @@
 //! So many at once: streams, and those of them that wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::{At, Cell, Left};
+use super::{At, Bound, Cell, Clock, Left};
 
 /// When to come back after all places were taken: nobody knows when a stream ends.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -12,7 +13,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Places {
     most: u32,
-    taken: AtomicU32,
+    taken: Arc<AtomicU32>,
 }
 
 impl Places {
@@ -21,7 +22,7 @@ impl Places {
     pub fn new(most: u32) -> Self {
         Self {
             most,
-            taken: AtomicU32::new(0),
+            taken: Arc::default(),
         }
     }
 }
@@ -68,11 +69,19 @@ impl Cell for Places {
     fn is_idle(&self, _: At) -> bool {
         self.taken.load(Relaxed) == 0
     }
+
+    /// Whoever has a place keeps it, and gives it back to both.
+    fn heir(&self, bound: Bound, _: &Clock) -> Option<Box<dyn Cell>> {
+        let Bound::Places(most) = bound else {
+            return None;
+        };
+        let taken = self.taken.clone();
+        Some(Box::new(Self { most, taken }))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Clock;
     use super::*;
 
     #[test]
@@ -88,6 +97,21 @@ mod tests {
         places.take(1, at).unwrap();
         places.give(2, at);
         assert!(places.is_idle(at));
+    }
+
+    #[test]
+    fn fewer_places_are_kept_by_those_who_have_them() {
+        let clock = Clock::fake(0);
+        let at = clock.at();
+        let places = Places::new(3);
+        places.take(3, at).unwrap();
+        let fewer = places.heir(Bound::Places(2), &clock).unwrap();
+        assert_eq!(fewer.left(at).remaining, 0);
+        places.give(1, at);
+        assert!(fewer.take(1, at).is_err());
+        places.give(1, at);
+        fewer.take(1, at).unwrap();
+        assert!(fewer.take(1, at).is_err());
     }
 
     #[test]

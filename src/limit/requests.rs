@@ -14,7 +14,8 @@ use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 
-use super::{At, Cell, Clock, Left};
+use super::bound::inherit;
+use super::{At, Bound, Cell, Clock, Left};
 
 /// Requests of one account, so many a minute.
 pub struct Requests {
@@ -131,6 +132,15 @@ impl Cell for Requests {
     fn is_idle(&self, at: At) -> bool {
         self.owed(at) == 0
     }
+
+    fn heir(&self, bound: Bound, clock: &Clock) -> Option<Box<dyn Cell>> {
+        let Bound::Rate { per_minute, burst } = bound else {
+            return None;
+        };
+        let at = clock.at();
+        let new = Self::new(per_minute, burst, clock);
+        Some(Box::new(inherit(new, self.left(at), at)))
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +183,22 @@ mod tests {
         cell.take(1, clock.at()).unwrap();
         cell.take(1, clock.at()).unwrap();
         assert!(cell.take(1, clock.at()).is_err());
+    }
+
+    #[test]
+    fn with_another_rate_as_many_are_used_as_before() {
+        let clock = Clock::fake(0);
+        clock.advance(Duration::from_secs(77));
+        let cell = Requests::new(60, 10, &clock);
+        for _ in 0..4 {
+            cell.take(1, clock.at()).unwrap();
+        }
+        let (per_minute, burst) = (6, 5);
+        let bound = Bound::Rate { per_minute, burst };
+        let fewer = cell.heir(bound, &clock).unwrap();
+        assert_eq!(fewer.left(clock.at()).remaining, 1);
+        fewer.take(1, clock.at()).unwrap();
+        assert!(fewer.take(1, clock.at()).is_err());
     }
 
     #[test]

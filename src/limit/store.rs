@@ -1,7 +1,7 @@
 //! Where the cells of a running gateway live: quotas in a ledger that outlives the process, and what
 //! several nodes share at their server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,8 @@ const FILE: &str = "quotas.json";
 /// Makes the cells.
 pub struct Kept {
     ledger: Arc<Ledger>,
+    /// Where quotas are kept, if there are any.
+    file: Option<PathBuf>,
     shared: Option<Shared>,
 }
 
@@ -28,22 +30,26 @@ impl Kept {
     /// Reads what was used before, if any quota is set: from `limits.quota_file`, or in `state`.
     #[must_use]
     pub fn open(limits: &Limits, state: Option<&Path>, clock: &Clock) -> Self {
-        let file = || {
-            let file = limits.quota_file.clone();
-            let file = file.or_else(|| Some(state?.join(FILE)));
-            if file.is_none() {
-                tracing::warn!(
-                    "no state directory is known (server.state_dir): quotas are forgotten at the end"
-                );
-            }
-            file
-        };
-        Self {
-            ledger: Arc::new(Ledger::open(
-                if limits.has_quotas() { file() } else { None },
-                clock,
-            )),
+        let file = limits.quota_file.clone();
+        let kept = Self {
+            ledger: Arc::new(Ledger::open(None, clock)),
+            file: file.or_else(|| Some(state?.join(FILE))),
             shared: limits.redis.as_ref().map(Shared::new),
+        };
+        kept.remember(limits);
+        kept
+    }
+
+    /// Reads what was used before, if a quota is set now. Reads a file.
+    pub fn remember(&self, limits: &Limits) {
+        if !limits.has_quotas() {
+            return;
+        }
+        match &self.file {
+            Some(file) => self.ledger.remember(file.clone()),
+            None => tracing::warn!(
+                "no state directory is known (server.state_dir): quotas are forgotten at the end"
+            ),
         }
     }
 

@@ -713,3 +713,74 @@ proptest! {
         }
     }
 }
+
+fn limits(text: &str) -> Limits {
+    toml::from_str(text).unwrap()
+}
+
+#[tokio::test]
+async fn other_limits_hold_from_the_next_request_on_and_what_was_used_stays_used() {
+    let before = "[classes.default]\nrequests_per_minute = 10\nstreams = 2\n\
+                  [organizations.acme]\nrequests_per_minute = 3\n";
+    let rig = rig(before);
+    let (a, b) = (
+        caller("a"),
+        Caller {
+            organization: Some("acme".into()),
+            ..caller("b")
+        },
+    );
+    let held = rig.limiter.admit(&ask(&a)).await.ok().unwrap();
+    let other = rig.limiter.admit(&ask(&a)).await.ok().unwrap();
+    assert!(rig.limiter.admit(&ask(&a)).await.is_err(), "two streams");
+    drop(rig.limiter.admit(&ask(&b)).await.ok().unwrap());
+
+    let after = "[classes.default]\nrequests_per_minute = 4\nstreams = 3\n\
+                 [organizations.acme]\nrequests_per_minute = 3\ntokens_per_day = 1000\n";
+    rig.limiter.set(&limits(after));
+    let third = rig.limiter.admit(&ask(&a)).await.ok().unwrap();
+    assert!(
+        rig.limiter.admit(&ask(&a)).await.is_err(),
+        "three streams, of which two began before"
+    );
+    drop((held, other, third));
+    drop(rig.limiter.admit(&ask(&a)).await.ok().unwrap());
+    assert!(
+        rig.limiter.admit(&ask(&a)).await.is_err(),
+        "four requests, of which two were before"
+    );
+    for _ in 0..2 {
+        drop(rig.limiter.admit(&ask(&b)).await.ok().unwrap());
+    }
+    assert!(
+        rig.limiter.admit(&ask(&b)).await.is_err(),
+        "the organization's third was the last"
+    );
+
+    rig.limiter.set(&limits(""));
+    for _ in 0..50 {
+        drop(rig.limiter.admit(&ask(&a)).await.ok().unwrap());
+    }
+    rig.limiter
+        .set(&limits("[anonymous]\nrequests_per_minute = 1\n"));
+    drop(
+        rig.limiter
+            .admit(&ask(&from("192.0.2.1")))
+            .await
+            .ok()
+            .unwrap(),
+    );
+    assert!(rig.limiter.admit(&ask(&from("192.0.2.1"))).await.is_err());
+}
+
+#[tokio::test]
+async fn the_same_limits_again_change_nothing() {
+    let text = "[classes.default]\ntokens_per_minute = 100\n[models.m]\nrequests_per_minute = 2\n";
+    let rig = rig(text);
+    let caller = caller("a");
+    drop(rig.limiter.admit(&ask(&caller)).await.ok().unwrap());
+    let standing = rig.limiter.standing(&caller, Some("m"));
+    rig.limiter.set(&limits(text));
+    assert_eq!(rig.limiter.standing(&caller, Some("m")), standing);
+    assert_eq!(rig.limiter.accounts_kept(), 1);
+}

@@ -17,6 +17,7 @@ mod pace;
 mod pages;
 mod process;
 mod quic;
+mod operations;
 mod route;
 mod traffic;
 mod runtime;
@@ -46,6 +47,7 @@ use self::names::{
     TELEMETRY_DROPPED,
 };
 use self::objective::Objective;
+pub use self::operations::Operations;
 use self::pace::Pace;
 pub use self::pages::{Page, Pages, Upkeep};
 pub use self::quic::{QuicCounts, Watched};
@@ -90,6 +92,8 @@ pub struct Metrics {
     runs_on: OnceLock<Handle>,
     started: Instant,
     moving: Mutex<Moving>,
+    /// What operators do.
+    pub operations: Operations,
 }
 
 /// What is worked out from second to second.
@@ -131,6 +135,7 @@ impl Metrics {
             streams_kept: gauge(&recorder, STREAMS_KEPT, &[]),
             limits: LimitMetrics::new(&recorder),
             transports: Transports::new(&recorder),
+            operations: Operations::new(&recorder),
             log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
             objective: Objective::new(&recorder),
             slo,

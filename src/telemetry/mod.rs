@@ -16,8 +16,8 @@ pub use logs::{LogControl, LogError, Logs};
 pub use metrics::config::Config as MetricsConfig;
 pub use metrics::{
     ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelInfo,
-    ModelLoad, ModelMetrics, ModelScrape, Page, Pages, QuicCounts, Route, Scope, Scrape, Speaking,
-    TicketLoad, Traffic, Transport, Transports, Upkeep, Watched,
+    ModelLoad, ModelMetrics, ModelScrape, Operations, Page, Pages, QuicCounts, Route, Scope,
+    Scrape, Speaking, TicketLoad, Traffic, Transport, Transports, Upkeep, Watched,
 };
 pub use request::RequestRecorder;
 pub use slo::{Burn, Slo, Verdict};

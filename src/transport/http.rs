@@ -47,10 +47,6 @@ pub struct Context {
     pub max_body_bytes: usize,
     /// From the end of the headers to the end of the body.
     pub body_timeout: Duration,
-    /// How long a stream stays silent before a keep-alive goes out.
-    pub keep_alive: Duration,
-    /// How often a stream that waits for its turn is told its place in line.
-    pub queue_notice: Option<Duration>,
     /// Streams that outlive their connection, if any may.
     pub streams: Option<Arc<Streams>>,
     /// What judges bound tokens and early data.
@@ -228,8 +224,9 @@ async fn begin(
     };
     let encoder = answer.encoder(model, stream.is_deterministic());
     let is_streamed = answer.streamed();
-    let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive)
-        .noticing(context.queue_notice);
+    let patience = context.gateway.patience().clone();
+    let body = TokenBody::new(stream, encoder, answer, pace, patience.keep_alive)
+        .noticing(patience.queue_notice);
     match body.first().await {
         First::Refused(refusal, bytes, failure) => refused(refusal, bytes, &failure),
         First::Begins(body) if is_streamed => match &context.streams {

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
@@ -99,7 +100,7 @@ pub struct Serving {
     /// What HTTP/2 offers and bears.
     pub http2: Http2,
     /// How long a peer may take nothing of what is sent to it.
-    pub write_timeout: Duration,
+    pub write_timeout: WriteTimeout,
     /// Bytes of one stream that may be unsent or unacknowledged.
     pub send_budget: usize,
     /// Places for connections, shared by all public listeners.
@@ -108,6 +109,24 @@ pub struct Serving {
     pub metrics: Option<Arc<Metrics>>,
     /// How connections end.
     pub closing: Closing,
+}
+
+/// How long a peer may take nothing of what is sent to it. Clones share it, and it may be changed.
+#[derive(Clone, Debug, Default)]
+pub struct WriteTimeout(Arc<AtomicU64>);
+
+impl WriteTimeout {
+    /// So long by now.
+    #[must_use]
+    pub fn get(&self) -> Duration {
+        Duration::from_micros(self.0.load(Relaxed))
+    }
+
+    /// So long from now on.
+    pub fn set(&self, timeout: Duration) {
+        let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+        self.0.store(micros, Relaxed);
+    }
 }
 
 impl Serving {
@@ -243,7 +262,7 @@ where
         head,
         requests.clone(),
         header_timeout,
-        serving.write_timeout,
+        serving.write_timeout.get(),
         serving.kernel_share(),
     );
     let io = TokioIo::new(if is_http2 {
@@ -309,7 +328,7 @@ async fn watch_http2(requests: &Requests, serving: &Serving) -> Result<(), Error
 /// # Errors
 /// One of them did not: its reader keeps the window shut, which no write on the socket would show.
 async fn watch_stalls(requests: &Requests, serving: &Serving) -> Result<(), Error> {
-    requests.until_stalled(serving.write_timeout).await;
+    requests.until_stalled(serving.write_timeout.get()).await;
     Err("a stream's reader keeps its window shut".into())
 }
 

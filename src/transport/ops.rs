@@ -4,37 +4,70 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Path, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use serde::Serialize;
 
 use super::early::credential;
 use super::http::{document, fail, refuse_foreign_pages};
 use super::listen::Peer;
 use crate::auth::Shown;
+use crate::control::log::{self, LogFilter};
+use crate::control::reload::{Refused, Reloader};
 use crate::control::{adapters, engines};
 use crate::engine::config;
 use crate::gateway::Gateway;
-use crate::generation::{Failure, Scopes, clock};
+use crate::generation::{Failure, Kind, Scopes, clock};
 use crate::route::Registry;
 use crate::wire;
 
 /// Most bytes of a body: a name, a path and a number.
 const MAX_BODY: usize = 64 * 1024;
 
+/// What operators look at and change.
+#[derive(Clone)]
+pub struct Control {
+    /// The models.
+    pub registry: Arc<Registry>,
+    /// Reads the configuration again.
+    pub reloader: Arc<Reloader>,
+    /// What is logged, if that can be changed.
+    pub log: Option<Arc<LogFilter>>,
+}
+
+impl FromRef<Control> for Arc<Registry> {
+    fn from_ref(control: &Control) -> Self {
+        control.registry.clone()
+    }
+}
+
+impl FromRef<Control> for Arc<Reloader> {
+    fn from_ref(control: &Control) -> Self {
+        control.reloader.clone()
+    }
+}
+
+impl FromRef<Control> for Option<Arc<LogFilter>> {
+    fn from_ref(control: &Control) -> Self {
+        control.log.clone()
+    }
+}
+
 /// Paths of the operator's port that look at and change what is served.
-pub fn router(registry: Arc<Registry>) -> Router {
+pub fn router(control: Control) -> Router {
     const ADAPTERS: &str = "/ops/v1/models/{model}/adapters";
     const ADAPTER: &str = "/ops/v1/models/{model}/adapters/{*name}";
     Router::new()
         .route("/ops/v1/models", get(list_engines))
         .route(ADAPTERS, get(list_adapters).post(add_adapter))
         .route(ADAPTER, delete(remove_adapter))
+        .route("/ops/v1/reload", post(reload))
+        .route("/ops/v1/log", get(show_log).put(change_log))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(registry)
+        .with_state(control)
 }
 
 /// Asks for a key in front of all of the operator's paths but the probes.
@@ -115,6 +148,49 @@ async fn remove_adapter(
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(failure) => fail(&failure),
     }
+}
+
+/// `422`: the request was fine, what it made us read was not.
+async fn reload(State(reloader): State<Arc<Reloader>>, headers: HeaderMap) -> Response {
+    if let Err(failure) = refuse_foreign_pages(&headers) {
+        return fail(&failure);
+    }
+    match reloader.reload("POST /ops/v1/reload").await {
+        Ok(reloaded) => answer(StatusCode::OK, Ok(reloaded)),
+        Err(Refused(problems)) => {
+            let failure = Failure::new(Kind::Invalid, problems).with_code("invalid_configuration");
+            let mut response = fail(&failure);
+            *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+            response
+        }
+    }
+}
+
+async fn show_log(State(log): State<Option<Arc<LogFilter>>>) -> Response {
+    let log = log.ok_or_else(no_log);
+    answer(StatusCode::OK, log.map(|log| log.report()))
+}
+
+async fn change_log(
+    State(log): State<Option<Arc<LogFilter>>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let changed = || {
+        refuse_foreign_pages(&headers)?;
+        let log = log.ok_or_else(no_log)?;
+        let other: log::Other = serde_json::from_slice(&body).map_err(|error| {
+            let message = format!("The body is no {{\"filter\":…, \"for\":…}}: {error}.");
+            Failure::invalid("body", message)
+        })?;
+        log.change(other)
+    };
+    answer(StatusCode::OK, changed())
+}
+
+fn no_log() -> Failure {
+    let message = "The log is not this server's own, so it cannot change it.";
+    Failure::new(Kind::NotFound, message).with_code("no_log")
 }
 
 fn answer(status: StatusCode, result: Result<impl Serialize, Failure>) -> Response {

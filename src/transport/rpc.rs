@@ -206,8 +206,9 @@ async fn generate(context: &Context, call: Call, pace: Pace, announced: Option<&
     match context.gateway.generate(request, Route::Rpc).await {
         Ok(stream) => {
             let encoder = answer.encoder(&model, stream.is_deterministic());
-            let body = TokenBody::new(stream, encoder, answer, pace, context.keep_alive)
-                .noticing(context.queue_notice);
+            let patience = context.gateway.patience().clone();
+            let body = TokenBody::new(stream, encoder, answer, pace, patience.keep_alive)
+                .noticing(patience.queue_notice);
             let (Some(streams), Some(reply)) = (&context.streams, announced) else {
                 return Box::pin(body.map(Ok));
             };

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::{Ask, Metrics, Served, gateway, within};
 
-fn sluicegate() -> Command {
+pub(crate) fn sluicegate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
     command
         .stdin(Stdio::null())

@@ -30,6 +30,7 @@ mod keys;
 mod limits;
 mod limits_callers;
 mod models;
+mod operate;
 mod outcomes;
 mod overload;
 mod prefixes;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -33,7 +33,7 @@ pub struct Ledger {
     entries: Mutex<Entries>,
     most: usize,
     signal: Arc<Signal>,
-    place: Option<Mutex<Place>>,
+    place: OnceLock<Mutex<Place>>,
     failures: AtomicU64,
     /// Whether the last write failed: only the first of a row is logged.
     is_failing: AtomicBool,
@@ -78,16 +78,23 @@ impl Ledger {
             entries: Mutex::default(),
             most,
             signal: Arc::default(),
-            place: path.map(Place::new).map(Mutex::new),
+            place: OnceLock::new(),
             failures: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
             clock: clock.clone(),
         };
-        if let Some(place) = &ledger.place {
-            let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.absorb_or_warn(&mut place);
+        if let Some(path) = path {
+            ledger.remember(path);
         }
         ledger
+    }
+
+    /// From now on nothing is forgotten at the end: what was used before is read from the file at `path`,
+    /// and added to what was used since. Once there is a file it stays.
+    pub fn remember(&self, path: PathBuf) {
+        let place = self.place.get_or_init(|| Mutex::new(Place::new(path)));
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        self.absorb_or_warn(&mut place);
     }
 
     /// The quota of somebody, with what was used of it.
@@ -154,7 +161,7 @@ impl Ledger {
 
     /// One write, if anything has changed.
     fn save_now(&self) {
-        let Some(place) = &self.place else {
+        let Some(place) = self.place.get() else {
             self.signal.changed.store(false, Ordering::Relaxed);
             self.prune();
             return;

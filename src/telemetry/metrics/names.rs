@@ -105,7 +105,15 @@ pub(super) const TELEMETRY_DROPPED: &str = "sluicegate_telemetry_dropped_total";
 pub(super) const SLO_REQUESTS: &str = "sluicegate_slo_requests_total";
 pub(super) const TRACES_KEPT: &str = "sluicegate_traces_kept_total";
 
+pub(super) const CONFIG_RELOADS: &str = "sluicegate_config_reloads_total";
+pub(super) const CONFIG_RELOADED_AT: &str =
+    "sluicegate_config_last_reload_success_timestamp_seconds";
+
 pub(super) const COUNTERS: &[(&str, &str)] = &[
+    (
+        CONFIG_RELOADS,
+        "Times that the configuration was read again, by whether it was taken.",
+    ),
     (REQUESTS, "Requests by how they ended."),
     (
         TOKENS,
@@ -228,6 +236,10 @@ pub(super) const GAUGES: &[(&str, &str)] = &[
     (
         TRACE_RATIO,
         "The part of ordinary traces that is kept now; 0 without a collector.",
+    ),
+    (
+        CONFIG_RELOADED_AT,
+        "When the configuration that runs was last read, in seconds since 1970.",
     ),
     (STREAMS_OPEN, "Streams that have not ended."),
     (

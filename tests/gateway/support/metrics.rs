@@ -7,7 +7,7 @@ use std::fmt;
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let series = text
             .lines()
             .filter(|line| !line.starts_with('#') && !line.is_empty());

@@ -19,11 +19,11 @@ mod visitor;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sluicegate::app::App;
-use sluicegate::config::{Config, Flags, Sources};
+use sluicegate::app::{App, Host};
+use sluicegate::config::{Flags, Loaded, Sources};
 use sluicegate::telemetry::Tracer;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -147,26 +147,33 @@ impl Setup {
         if !is_set && !self.sections.contains("state_dir") {
             self.flags.push(kept);
         }
-        let sources = Sources {
-            file: Some(("test.toml".into(), self.sections + &self.models)),
+        let (models, flags) = (self.models, self.flags);
+        let sources = move |sections: &str| Sources {
+            file: Some(("test.toml".into(), format!("{sections}{models}"))),
             environment: Vec::new(),
             flags: Flags {
-                set: self.flags,
+                set: flags.clone(),
                 ..Flags::default()
             },
         };
-        let mut config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
-        config.engine.program = self.program;
-        let app = match self.traces {
-            Some(traces) => App::start_traced(config, || 0, &Tracer::to(traces)),
-            None => App::start(config, || 0),
+        let loaded = Loaded::load(&sources(&self.sections));
+        let mut loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+        loaded.config.engine.program = self.program;
+        let sections = Arc::new(Mutex::new(self.sections));
+        let written = sections.clone();
+        let host = Host {
+            log_lines_dropped: Arc::new(|| 0),
+            log: None,
+            tracer: self.traces.map(|traces| Tracer::to(traces)),
+            reread: Box::new(move || Ok(sources(&written.lock().unwrap()))),
         };
-        let app = app.expect("the gateway starts");
+        let app = App::start(loaded, host).expect("the gateway starts");
         TestGateway {
             public: app.public_addresses()[0],
             ops: app.ops_addresses()[0],
             secure: app.secure_addresses().first().copied(),
             app: Some(app),
+            sections,
             _state: state,
         }
     }
@@ -178,6 +185,7 @@ pub(crate) struct TestGateway {
     pub(crate) public: SocketAddr,
     pub(crate) ops: SocketAddr,
     secure: Option<SocketAddr>,
+    sections: Arc<Mutex<String>>,
     _state: TempDir,
 }
 
@@ -214,6 +222,11 @@ impl TestGateway {
     /// A chat with one user message; `more` are further members of the body, such as `"n":2`.
     pub(crate) fn chat(&self, model: &str, message: &str, more: &str) -> Ask {
         self.post("/v1/chat/completions", chat_body(model, message, more))
+    }
+
+    /// Writes other sections into the configuration file, for the next reload.
+    pub(crate) fn rewrite(&self, sections: &str) {
+        *self.sections.lock().unwrap() = format!("{sections}\n");
     }
 
     pub(crate) fn ops_get(&self, path: &str) -> Ask {

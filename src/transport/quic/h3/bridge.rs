@@ -127,7 +127,7 @@ async fn request(
     request.extensions_mut().insert(in_flight.arrived());
     let answer = answer(
         &mut send,
-        (&share, serving.write_timeout),
+        (&share, serving.write_timeout.get()),
         serving.router.clone(),
         request,
         in_flight,
@@ -140,7 +140,7 @@ async fn request(
     match outcome {
         Ok(()) => {
             // Closing the connection now would throw away what is still on its way.
-            let acknowledged = tokio::time::timeout(serving.write_timeout, stopped).await;
+            let acknowledged = tokio::time::timeout(serving.write_timeout.get(), stopped).await;
             if acknowledged.is_err() {
                 send.stop_stream(Code::H3_REQUEST_CANCELLED);
             }

@@ -107,7 +107,7 @@ async fn stream(
     shared: &Shared,
 ) {
     let peer = shared.connection.remote_address();
-    let write_timeout = shared.quic.serving.write_timeout;
+    let write_timeout = shared.quic.serving.write_timeout.get();
     let mut stopped = std::pin::pin!(send.stopped());
     let outcome = tokio::select! {
         biased;
@@ -141,7 +141,7 @@ async fn exchange(
     let serving = &shared.quic.serving;
     let peer = shared.connection.remote_address();
     let early = recv.is_0rtt();
-    let mut answer = Answer::new(send, share, serving.write_timeout);
+    let mut answer = Answer::new(send, share, serving.write_timeout.get());
     let mut incoming = Incoming::new(recv, serving.settings.max_header_bytes);
     let request = match incoming.request(serving.settings.header_timeout).await {
         Ok(request) => request,

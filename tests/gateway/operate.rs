@@ -1,0 +1,4 @@
+//! What operators do to a running gateway.
+
+mod process;
+mod reload;
