@@ -12,6 +12,7 @@ pub mod llama;
 mod ring;
 pub mod scripted;
 mod text;
+mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use crate::generation::{
     BoxFuture, EmbedRequest, Failure, Input, Request, RerankRequest, Scores, Source, Usage, Vectors,
 };
 use crate::telemetry::{ModelLoad, ModelMetrics};
+
+pub use self::view::{EngineView, KvView, RecentCalls, SequenceState, SequenceView, WaitingView};
 
 /// One ready model.
 pub trait Engine: Send + Sync {
@@ -88,6 +91,12 @@ pub trait Engine: Send + Sync {
 
     /// What moves: for metrics and the models list. Cheap, never waits for the engine.
     fn gauges(&self) -> Gauges;
+
+    /// What it is doing now, sequence by sequence. Answered between two steps, which it does not delay.
+    ///
+    /// # Errors
+    /// `NotReady` when no step has ended within a second, `Overloaded` when too many look at once.
+    fn inspect(&self) -> BoxFuture<'_, Result<EngineView, Failure>>;
 
     /// Stops taking work, fails what is left with `Draining`, and waits for the threads to end.
     fn stop(&self) -> BoxFuture<'_, ()>;

@@ -29,7 +29,7 @@ use self::slots::{Slot, Slots};
 use super::config::Script;
 use super::history::History;
 use super::text::{Flow, TextAssembler};
-use super::{Card, Engine, Gauges, Layout, Started, TokenizeOptions};
+use super::{Card, Engine, EngineView, Gauges, Layout, Started, TokenizeOptions};
 use crate::generation::{
     BoxFuture, Burst, Cancel, EmbedRequest, Failure, Finish, Happened, Input, Kind, Moment, Queued,
     Request, RerankRequest, Scores, Source, Usage, Vectors, clock,
@@ -240,6 +240,18 @@ impl Engine for ScriptedEngine {
         };
         let layout = Layout::default();
         Gauges { load, layout }
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, Result<EngineView, Failure>> {
+        // There are no steps: figures are all that a script has.
+        let load = self.gauges().load;
+        let view = EngineView {
+            more_sequences: load.running,
+            more_in_line: load.waiting,
+            load,
+            ..EngineView::default()
+        };
+        Box::pin(std::future::ready(Ok(view)))
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

@@ -46,6 +46,7 @@ impl fmt::Display for RequestId {
 
 /// How urgent a request is, relative to others that wait for the same model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Takes what others leave; may be set aside for them.
     Background,

@@ -11,8 +11,9 @@
 use std::time::Duration;
 
 use super::frame::{Body, Malformed, put_bytes};
+use crate::engine::EngineView;
 use crate::engine::history;
-use crate::generation::{Moment, Queued, Usage};
+use crate::generation::{Moment, Queued, RequestId, Usage};
 
 /// Milliseconds of a wait that nobody can tell.
 const UNKNOWN: u32 = u32::MAX;
@@ -86,6 +87,22 @@ pub(super) fn moments(
         let moment = history::of_kind(kind).ok_or(Malformed("an unknown moment"))?;
         Ok((u64::from_le_bytes(*at), moment))
     }))
+}
+
+/// What an engine is doing; no more of it than an engine tells.
+pub(super) fn view(body: Body<'_>) -> Result<EngineView, Malformed> {
+    let view: EngineView =
+        serde_json::from_slice(body.0).map_err(|_| Malformed("a view that cannot be read"))?;
+    let is_id = |id: &RequestId| RequestId::parse(id.as_str()).is_some();
+    let ids = view.sequences.iter().map(|sequence| &sequence.request);
+    let ids = ids.chain(view.line.iter().map(|waiting| &waiting.request));
+    let layout = view.kv.as_ref().map_or("", |kv| &kv.layout);
+    let prefixes = view.kv.as_ref().map_or(0, |kv| kv.prefixes.len());
+    let most = view.sequences.len().max(view.line.len()).max(prefixes);
+    if most > EngineView::MOST || layout.len() > 16 || !ids.clone().all(is_id) {
+        return Err(Malformed("a view that no engine tells"));
+    }
+    Ok(view)
 }
 
 /// A list of tokens.

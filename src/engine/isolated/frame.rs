@@ -57,10 +57,12 @@ pub(super) enum Kind {
     Queued,
     /// What happened to a choice beside its tokens (`answers.rs`). Up.
     Moments,
+    /// What the engine is doing (JSON). Up.
+    View,
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Hello,
         Self::Progress,
         Self::Loaded,
@@ -77,6 +79,7 @@ impl Kind {
         Self::Failed,
         Self::Queued,
         Self::Moments,
+        Self::View,
     ];
 
     fn of(byte: u8) -> Option<Self> {
@@ -256,7 +259,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_come_out_as_they_went_in_however_they_are_cut(
-            frames in proptest::collection::vec((0..16_usize, proptest::collection::vec(any::<u8>(), 0..9000)), 0..6),
+            frames in proptest::collection::vec((0..17_usize, proptest::collection::vec(any::<u8>(), 0..9000)), 0..6),
             cut in 1..5000_usize,
         ) {
             let mut wire = Vec::new();

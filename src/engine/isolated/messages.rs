@@ -166,6 +166,7 @@ pub(super) enum CallRef<'a> {
     Pieces(&'a [u32]),
     Embed(&'a EmbedRequest),
     Rerank(&'a RerankRequest),
+    Inspect,
 }
 
 impl<'a> CallRef<'a> {
@@ -201,6 +202,7 @@ pub(super) enum Call {
     Pieces(Vec<u32>),
     Embed(EmbedRequest),
     Rerank(RerankRequest),
+    Inspect,
 }
 
 /// The request with its constraint, which travels beside it.

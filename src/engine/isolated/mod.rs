@@ -38,7 +38,7 @@ use self::messages::{CallRef, Hello, Told};
 use self::source::IsolatedSource;
 use super::config::{Adapter, Process, Settings};
 use super::llama::LoadError;
-use super::{AdapterCard, Card, Engine, Gauges, Loading, Started, TokenizeOptions};
+use super::{AdapterCard, Card, Engine, EngineView, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::{
     BoxFuture, EmbedRequest, Failure, Input, Kind, Request, RerankRequest, Scores, Source, Usage,
     Vectors, clock,
@@ -348,6 +348,13 @@ impl Engine for IsolatedEngine {
 
     fn gauges(&self) -> Gauges {
         self.link.gauges()
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, Result<EngineView, Failure>> {
+        Box::pin(async move {
+            self.ask(&CallRef::Inspect, frame::Kind::View, answers::view)
+                .await
+        })
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

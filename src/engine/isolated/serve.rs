@@ -284,6 +284,11 @@ async fn perform(engine: &LlamaEngine, call: Call) -> Result<Answer, Failure> {
                 answers::put_numbers(out, scores.usage, 1, &scores.scores);
             })
         }
+        Call::Inspect => {
+            let view = engine.inspect().await?;
+            let view = serde_json::to_vec(&view).map_err(Failure::internal)?;
+            frame::put(&mut frame, Kind::View, |out| out.extend_from_slice(&view))
+        }
     };
     written.map_err(Failure::internal)?;
     Ok(Answer::Frame(frame))

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::adapters::AdapterSet;
+use super::inspect::Watchers;
 use super::places::Place;
 use super::prefix::{Key, Root};
 use super::sampling::Sampler;
@@ -12,7 +13,7 @@ use super::steps::StepCounters;
 use crate::engine::Layout;
 use crate::engine::drain::Forecast;
 use crate::engine::ring::{End, Ring};
-use crate::generation::{Class, Failure, Kind};
+use crate::generation::{Class, Failure, Kind, RequestId};
 
 /// What the engine tells about itself, for metrics. Written by the engine thread, read by anybody.
 #[derive(Debug, Default)]
@@ -52,6 +53,8 @@ pub(super) struct Counters {
     pub(super) prefix_queries: AtomicU64,
     /// What steps took.
     pub(super) steps: StepCounters,
+    /// Who wants to look at the engine.
+    pub(super) watchers: Watchers,
     /// How the KV cache is laid out. Locked for the time of a copy, and written when that changes.
     pub(super) layout: Mutex<Layout>,
     /// Draft tokens tried, and those that were right.
@@ -95,6 +98,9 @@ impl Counters {
 
 /// One sequence as it is handed to the engine.
 pub(super) struct Job {
+    /// The request, and which of its choices it is.
+    pub(super) request: RequestId,
+    pub(super) choice: u32,
     /// The prompt; at least one token, fewer than a sequence's cells.
     pub(super) prompt: Arc<[u32]>,
     /// What the names of its cached blocks begin with.

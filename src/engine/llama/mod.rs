@@ -16,6 +16,7 @@ mod embed;
 mod crew;
 mod ffi;
 mod gguf;
+mod inspect;
 mod job;
 mod kept;
 mod layout;
@@ -65,7 +66,7 @@ use self::shared::{PIECES_INLINE, Shared, TOKENIZE_INLINE, Use, heavy};
 use self::source::LlamaSource;
 use super::config::{Adapter, Settings};
 use super::ring::{Bell, Ring};
-use super::{AdapterCard, Card, Engine, Gauges, Loading, Started, TokenizeOptions};
+use super::{AdapterCard, Card, Engine, EngineView, Gauges, Loading, Started, TokenizeOptions};
 use crate::generation::ranges::OutOfRange;
 use crate::generation::{
     BoxFuture, Caller, Deadlines, EmbedRequest, Failure, Input, Kind, Request, RerankRequest,
@@ -220,6 +221,8 @@ impl LlamaEngine {
                     sampler.follow(guide.copy());
                 }
                 jobs.push(Job {
+                    request: request.id.clone(),
+                    choice,
                     prompt: prompt.clone(),
                     root,
                     keys: chained.clone(),
@@ -486,6 +489,10 @@ impl Engine for LlamaEngine {
         };
         let layout = *(counters.layout.lock()).unwrap_or_else(PoisonError::into_inner);
         Gauges { load, layout }
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, Result<EngineView, Failure>> {
+        Box::pin(self.look())
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

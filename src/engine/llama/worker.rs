@@ -13,6 +13,7 @@
 //!           or, in turn, one of texts whose vectors are wanted              (`vectors.rs`)
 //!   take back what other threads sample meanwhile                     (`sampling/pool.rs`)
 //!   keep what ended sequences computed, where it delays nobody
+//!   show the engine to whoever looks                                  (`inspect.rs`)
 //!   nothing to do: park until a request, a cancellation or a reader unparks us
 //! }
 //! ```
@@ -279,6 +280,7 @@ impl Worker {
             let took_us = clock::micros().saturating_sub(began_us);
             self.setup.counters.steps.step(took_us);
         }
+        self.show();
         let is_idle = plan.is_idle() && !saved && !embedded && self.copied_us == 0;
         self.plan = plan;
         if is_idle {
