@@ -138,6 +138,7 @@ impl Gateway {
             return Err(draining());
         }
         admission.began(started.usage.prompt_tokens);
+        recorder.handed_over();
         let opening = Opening {
             id: request.id,
             owner: request.caller.identity.clone(),

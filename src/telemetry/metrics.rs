@@ -21,13 +21,14 @@ mod operations;
 mod route;
 mod traffic;
 mod runtime;
+mod sheds;
 #[cfg(test)]
 pub(super) mod tests;
 mod text;
 mod transports;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -40,6 +41,7 @@ use tokio::runtime::Handle;
 use self::config::Config;
 pub use self::limits::{Limit, LimitLoad, LimitMetrics, Scope};
 pub use self::load::{ModelInfo, ModelLoad, ModelScrape, Scrape};
+use self::model::Common;
 pub use self::model::ModelMetrics;
 use self::names::{
     BUILD_INFO, COUNTERS, GAUGES, HISTOGRAMS, INTER_TOKEN, RENDER_SECONDS, REQUEST_RATE,
@@ -53,6 +55,7 @@ pub use self::pages::{Page, Pages, Upkeep};
 pub use self::quic::{QuicCounts, Watched};
 pub use self::route::Route;
 use self::runtime::{Looked, Runtime};
+use self::sheds::Sheds;
 use self::text::Text;
 pub use self::traffic::{Speaking, Traffic, Transport};
 pub use self::transports::{ConnectionOpen, EarlyRequest, Handshake, TicketLoad, Transports};
@@ -86,7 +89,7 @@ pub struct Metrics {
     objective: Objective,
     /// Judges the requests of all models.
     pub slo: Arc<Slo>,
-    arrivals: Arc<AtomicU64>,
+    common: Common,
     runtime: Runtime,
     /// What runs the tasks, once that is known.
     runs_on: OnceLock<Handle>,
@@ -123,12 +126,16 @@ impl Metrics {
         let recorder = recorder()?;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         gauge(&recorder, BUILD_INFO, &version).set(1.0);
-        let (arrivals, slo) = (Arc::default(), Arc::default());
+        let common = Common {
+            arrivals: Arc::default(),
+            sheds: Arc::new(Sheds::new(&recorder)),
+            slo: Arc::default(),
+        };
         let mut metrics = Self {
             handle: recorder.handle(),
             models: HashMap::new(),
             own: Vec::new(),
-            unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL, &arrivals, &slo)),
+            unknown: Arc::new(ModelMetrics::new(&recorder, UNKNOWN_MODEL, &common)),
             other: None,
             series_dropped: 0,
             streams_open: gauge(&recorder, STREAMS_OPEN, &[]),
@@ -138,7 +145,7 @@ impl Metrics {
             operations: Operations::new(&recorder),
             log_lines_dropped: counter(&recorder, TELEMETRY_DROPPED, &[("signal", "log")]),
             objective: Objective::new(&recorder),
-            slo,
+            slo: common.slo.clone(),
             runtime: Runtime::new(&recorder),
             runs_on: OnceLock::new(),
             started: Instant::now(),
@@ -147,7 +154,7 @@ impl Metrics {
                 looked: None,
                 render_seconds: 0.0,
             }),
-            arrivals,
+            common,
         };
         metrics.register(&recorder, config, models);
         Ok(metrics)
@@ -163,11 +170,13 @@ impl Metrics {
         let most = usize::try_from(config.max_series.get()).unwrap_or(usize::MAX);
         let without = self.series();
         let mut each = 0;
+        let common = self.common.clone();
+        let make = |name: &str| Arc::new(ModelMetrics::new(recorder, name, &common));
         for name in models {
             // The last place is for all those that find none.
             let is_room = without + (self.own.len() + 2) * each <= most;
             let model = if is_room {
-                let model = Arc::new(ModelMetrics::new(recorder, name, &self.arrivals, &self.slo));
+                let model = make(name);
                 self.own.push(model.clone());
                 if each == 0 {
                     each = self.series() - without;
@@ -175,8 +184,7 @@ impl Metrics {
                 model
             } else {
                 self.series_dropped += each;
-                let make = || ModelMetrics::new(recorder, OTHER_MODEL, &self.arrivals, &self.slo);
-                self.other.get_or_insert_with(|| Arc::new(make())).clone()
+                self.other.get_or_insert_with(|| make(OTHER_MODEL)).clone()
             };
             self.models.insert(name.into(), model);
         }
@@ -259,7 +267,7 @@ impl Metrics {
         self.handle.run_upkeep();
         let mut moving = self.moving();
         let now = self.started.elapsed();
-        moving.pace.note(now, self.arrivals.load(Relaxed));
+        moving.pace.note(now, self.common.arrivals.load(Relaxed));
         if let Some(runtime) = self.runs_on.get() {
             moving.looked = Some(self.runtime.look(runtime, moving.looked));
         }

@@ -40,6 +40,12 @@ impl RequestRecorder {
         }
     }
 
+    /// The request goes to its engine now.
+    pub fn handed_over(&self) {
+        let micros = clock::task_micros().saturating_sub(self.accepted_at);
+        self.model.handed_over(Duration::from_micros(micros));
+    }
+
     /// The request failed before there was a stream.
     pub fn refused(&self, failure: &Failure) {
         self.ended(
@@ -145,8 +151,10 @@ impl Recorder for RequestRecorder {
         self.model
             .tokens_generated(usage.completion_tokens.saturating_sub(counted));
         self.model.spent(record);
-        if record.outcome == Outcome::Stalled {
-            self.model.reader_cut();
+        match record.outcome {
+            Outcome::Stalled => self.model.reader_cut(),
+            Outcome::Shed => self.model.refused(failure.and_then(|failure| failure.code)),
+            _ => {}
         }
         self.log(record, failure);
         self.trace.work(Work {

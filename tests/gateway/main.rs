@@ -37,6 +37,7 @@ mod prefixes;
 mod prompts;
 mod quic_hostile;
 mod resume;
+mod scrapes;
 mod shared;
 mod sluice;
 mod sluice_hostile;

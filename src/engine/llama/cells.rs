@@ -161,7 +161,7 @@ impl Worker {
     /// Gives a waiting sequence an id and, on a pool, the cells that it can share.
     fn take_id(&mut self, id: u32, mut sequence: Box<Sequence>) {
         self.save(id);
-        let queued = (sequence.admitted == 0).then(|| sequence.job.accepted.elapsed());
+        let is_first = sequence.admitted == 0;
         self.admissions += 1;
         sequence.admitted = self.admissions;
         sequence.admitted_us = clock::micros();
@@ -172,7 +172,7 @@ impl Worker {
         }
         let ring = &sequence.job.ring;
         ring.set_queued(None);
-        if queued.is_some() {
+        if is_first {
             ring.note(sequence.admitted_us, Moment::Admitted);
         } else if sequence.resumed {
             ring.note(sequence.admitted_us, Moment::Resumed);
@@ -186,9 +186,6 @@ impl Worker {
         }
         self.slots[id as usize] = Slot::Busy(sequence);
         self.setup.counters.running.fetch_add(1, Relaxed);
-        if let Some(queued) = queued {
-            self.setup.metrics.queued(queued);
-        }
         if self.limits.pooled && !is_parked {
             self.attach(id);
         }

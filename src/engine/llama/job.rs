@@ -124,8 +124,6 @@ pub(super) struct Job {
     pub(super) class: Class,
     /// Whether cached prompt tokens are told: of several choices of one prompt, only the first's are.
     pub(super) tells_cached: bool,
-    /// When its request was accepted.
-    pub(super) accepted: Instant,
     /// Give up when not admitted by then.
     pub(super) queue_deadline: Option<(Instant, Duration)>,
     /// When its first token is due, in microseconds of the engine's clock.

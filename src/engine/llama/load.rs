@@ -376,8 +376,7 @@ fn start(
                 }
             };
             let vectors = vectors.map(|(plan, work)| {
-                let (model, abort, metrics) =
-                    (maker.model.clone(), maker.abort.clone(), metrics.clone());
+                let (model, abort) = (maker.model.clone(), maker.abort.clone());
                 Vectors::new(plan, model, abort, metrics, work, VECTOR_ROWS)
             });
             let vectors = match vectors.transpose() {
@@ -420,7 +419,6 @@ fn start(
                 crew,
                 inbox: work,
                 counters,
-                metrics,
                 stopping,
                 cancelled,
                 pool,

@@ -236,7 +236,6 @@ impl LlamaEngine {
                     weight: payer.weight,
                     class: payer.class,
                     tells_cached: repeat == 0,
-                    accepted,
                     queue_deadline,
                     first_token_due_us,
                     place: Some(place),

@@ -45,7 +45,6 @@ use super::speculate::{Costs, DraftModel, Trials, Wanted};
 use super::vectors::Vectors;
 use crate::engine::drain::Drain;
 use crate::generation::{Moment, clock};
-use crate::telemetry::ModelMetrics;
 
 /// Longest sleep of an idle engine. It is woken by unpark; this only bounds the harm of a lost one.
 const IDLE: Duration = Duration::from_secs(1);
@@ -60,7 +59,6 @@ pub(super) struct Setup {
     /// What computes vectors, in a model that has them.
     pub(super) vectors: Option<Vectors>,
     pub(super) counters: Arc<Counters>,
-    pub(super) metrics: Arc<ModelMetrics>,
     pub(super) stopping: Arc<AtomicBool>,
     /// Raised when a sequence was cancelled.
     pub(super) cancelled: Arc<AtomicBool>,

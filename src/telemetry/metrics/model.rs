@@ -9,26 +9,38 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::gaps::Gaps;
 use super::names::{
-    E2E, ENGINE_DEATHS, ENGINE_RELOADS, PREFILL, QUEUE, REQUESTS, SEND_STALL, SEND_STALLS,
-    TIME_TO_FIRST_TOKEN, TOKENS, TPOT,
+    E2E, ENGINE_DEATHS, ENGINE_RELOADS, OVERHEAD, PREFILL, QUEUE, REQUESTS, SEND_STALL,
+    SEND_STALLS, TIME_TO_FIRST_TOKEN, TOKENS, TPOT,
 };
 use super::objective::Judge;
 use super::route::Route;
+use super::sheds::Sheds;
 use super::text::Text;
 use super::{counter, histogram};
 use crate::generation::{Outcome, Record};
 use crate::telemetry::slo::Slo;
 
+/// What all models are counted in together.
+#[derive(Clone)]
+pub(super) struct Common {
+    /// Requests.
+    pub(super) arrivals: Arc<AtomicU64>,
+    /// Those of them that were refused for want of capacity.
+    pub(super) sheds: Arc<Sheds>,
+    /// How many of them were as they should be.
+    pub(super) slo: Arc<Slo>,
+}
+
 /// The series of one model.
 pub struct ModelMetrics {
     name: Arc<str>,
-    /// Requests of all models.
-    arrivals: Arc<AtomicU64>,
+    common: Common,
     requests: [[Counter; Outcome::ALL.len()]; Route::ALL.len()],
     time_to_first_token: Histogram,
     gaps: Gaps,
     tpot: Histogram,
     e2e: Histogram,
+    overhead: Histogram,
     queue: Histogram,
     prefill: Histogram,
     send_stall: Histogram,
@@ -42,18 +54,13 @@ pub struct ModelMetrics {
 }
 
 impl ModelMetrics {
-    pub(super) fn new(
-        recorder: &PrometheusRecorder,
-        name: &str,
-        arrivals: &Arc<AtomicU64>,
-        slo: &Arc<Slo>,
-    ) -> Self {
+    pub(super) fn new(recorder: &PrometheusRecorder, name: &str, common: &Common) -> Self {
         let model = [("model", name)];
         let times = |name| histogram(recorder, name, &model);
         let tokens = |kind| counter(recorder, TOKENS, &[("model", name), ("kind", kind)]);
         Self {
             name: name.into(),
-            arrivals: arrivals.clone(),
+            common: common.clone(),
             requests: Route::ALL.map(|route| {
                 Outcome::ALL.map(|outcome| {
                     let labels = [
@@ -68,6 +75,7 @@ impl ModelMetrics {
             gaps: Gaps::default(),
             tpot: times(TPOT),
             e2e: times(E2E),
+            overhead: times(OVERHEAD),
             queue: times(QUEUE),
             prefill: times(PREFILL),
             send_stall: times(SEND_STALL),
@@ -77,7 +85,7 @@ impl ModelMetrics {
             send_stalls: counter(recorder, SEND_STALLS, &model),
             engine_deaths: counter(recorder, ENGINE_DEATHS, &model),
             engine_reloads: counter(recorder, ENGINE_RELOADS, &model),
-            judge: Judge::new(recorder, name, slo),
+            judge: Judge::new(recorder, name, &common.slo),
         }
     }
 
@@ -91,7 +99,7 @@ impl ModelMetrics {
         self.name.clone()
     }
 
-    /// A request left the waiting line after this long.
+    /// A request without a stream left the waiting line after this long.
     pub fn queued(&self, wait: Duration) {
         self.queue.record(wait);
     }
@@ -107,11 +115,19 @@ impl ModelMetrics {
     }
 
     pub(in crate::telemetry) fn request_came(&self) {
-        self.arrivals.fetch_add(1, Relaxed);
+        self.common.arrivals.fetch_add(1, Relaxed);
     }
 
     pub(in crate::telemetry) fn request_ended(&self, route: Route, outcome: Outcome) {
         self.requests[route as usize][outcome as usize].increment(1);
+    }
+
+    pub(in crate::telemetry) fn handed_over(&self, after: Duration) {
+        self.overhead.record(after);
+    }
+
+    pub(in crate::telemetry) fn refused(&self, code: Option<&str>) {
+        self.common.sheds.refused(code);
     }
 
     pub(in crate::telemetry) fn first_token(&self, after: Duration) {
@@ -132,6 +148,9 @@ impl ModelMetrics {
 
     /// Where the time of a request went that has ended.
     pub(in crate::telemetry) fn spent(&self, record: &Record) {
+        if let Some(queued) = record.waits.queue {
+            self.queued(queued);
+        }
         if let Some(prefill) = record.waits.prefill {
             self.prefill.record(prefill);
         }

@@ -10,6 +10,7 @@ pub(super) const QUEUE: &str = "sluicegate_queue_seconds";
 pub(super) const PREFILL: &str = "sluicegate_prefill_seconds";
 pub(super) const TPOT: &str = "sluicegate_tpot_seconds";
 pub(super) const SEND_STALL: &str = "sluicegate_send_stall_seconds";
+pub(super) const OVERHEAD: &str = "sluicegate_gateway_overhead_seconds";
 pub(super) const SCHEDULING_DELAY: &str = "sluicegate_scheduling_delay_seconds";
 
 /// Every histogram with its help and its buckets; without buckets it would be rendered as a
@@ -69,6 +70,14 @@ pub(super) const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
         ],
     ),
     (
+        OVERHEAD,
+        "From a request that was read to handing it to its engine: rights, limits, template, tokens.",
+        &[
+            0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+            1.0, 5.0,
+        ],
+    ),
+    (
         SCHEDULING_DELAY,
         "How much later than due a task ran that had only slept; timers round up to 1 ms.",
         &[
@@ -79,6 +88,7 @@ pub(super) const HISTOGRAMS: &[(&str, &str, &[f64])] = &[
 
 pub(super) const REQUESTS: &str = "sluicegate_requests_total";
 pub(super) const TOKENS: &str = "sluicegate_tokens_total";
+pub(super) const SHED: &str = "sluicegate_shed_total";
 pub(super) const SEND_STALLS: &str = "sluicegate_send_stalls_total";
 pub(super) const ENGINE_DEATHS: &str = "sluicegate_engine_deaths_total";
 pub(super) const ENGINE_RELOADS: &str = "sluicegate_engine_reloads_total";
@@ -118,6 +128,10 @@ pub(super) const COUNTERS: &[(&str, &str)] = &[
     (
         TOKENS,
         "Tokens by kind; cached ones are among the input tokens too.",
+    ),
+    (
+        SHED,
+        "Requests refused or ended for want of capacity, by why; of all models together.",
     ),
     (SEND_STALLS, "Readers cut off because they stopped reading."),
     (

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::names::{GAP_BOUNDS_US, WRITTEN};
 use super::*;
-use crate::generation::Outcome;
+use crate::generation::{Outcome, Record, Usage, Waits};
 use crate::telemetry::TraceLoad;
 use crate::telemetry::steps::Steps;
 
@@ -388,6 +388,61 @@ fn each_outcome_and_route_has_its_own_counter() {
             );
             assert_eq!(value(&scrape(&metrics), &series), times.to_string());
         }
+    }
+}
+
+#[test]
+fn every_shed_request_has_a_reason_and_a_strange_one_is_other() {
+    let metrics = Metrics::new([]).unwrap();
+    let model = metrics.model("m");
+    for code in [Some("queue_full"), Some("queue_full"), Some("new"), None] {
+        model.refused(code);
+    }
+    let text = scrape(&metrics);
+    for (reason, expected) in [("queue_full", "2"), ("other", "2"), ("too_early", "0")] {
+        let series = format!(r#"sluicegate_shed_total{{reason="{reason}"}}"#);
+        assert_eq!(value(&text, &series), expected, "{reason}");
+    }
+}
+
+#[test]
+fn where_the_time_of_a_request_went_is_in_its_histograms() {
+    let metrics = Metrics::new(["m"]).unwrap();
+    let record = Record {
+        outcome: Outcome::Ok,
+        finish: None,
+        usage: Usage {
+            completion_tokens: 11,
+            ..Usage::default()
+        },
+        time_to_first_token: Some(Duration::from_secs(1)),
+        duration: Duration::from_secs(6),
+        max_gap_us: 0,
+        waits: Waits {
+            queue: Some(Duration::from_millis(250)),
+            prefill: Some(Duration::from_millis(750)),
+            stalled: Duration::from_millis(125),
+            ..Waits::default()
+        },
+    };
+    let model = metrics.model("m");
+    model.spent(&record);
+    let cut = Record {
+        outcome: Outcome::ClientGone,
+        ..record
+    };
+    model.spent(&cut);
+    let text = scrape(&metrics);
+    for (name, count, sum) in [
+        ("tpot", "1", "0.5"),
+        ("e2e", "1", "6"),
+        ("queue", "2", "0.5"),
+        ("prefill", "2", "1.5"),
+        ("send_stall", "2", "0.25"),
+    ] {
+        let series = |part| format!(r#"sluicegate_{name}_seconds_{part}{{model="m"}}"#);
+        assert_eq!(value(&text, &series("count")), count, "{name}");
+        assert_eq!(value(&text, &series("sum")), sum, "{name}");
     }
 }
 
