@@ -36,7 +36,11 @@ PATIENCE = 60
 SILENT = {}
 
 # Series that no board, rule or alert asks for, and why.
-NOT_SHOWN = {}
+NOT_SHOWN = {
+    "process_virtual_memory_bytes": "means little for a program that maps its models",
+    "sluicegate_runtime_busy_seconds_total": "for sums over other times; the ratio is shown",
+    "sluicegate_runtime_parks_total": "how often threads had nothing to do, which the ratio says as well",
+}
 
 
 def free_port():
