@@ -481,6 +481,11 @@ pub(super) const PROCESS_VIRTUAL: Family = Family {
     kind: Gauge,
     help: "Address space of the process.",
 };
+pub(super) const MEMORY_LIMIT: Family = Family {
+    name: "sluicegate_memory_limit_bytes",
+    kind: Gauge,
+    help: "Memory that the process may have: of its control groups (cgroup v2), else of the machine.",
+};
 pub(super) const PROCESS_FDS: Family = Family {
     name: "process_open_fds",
     kind: Gauge,
@@ -540,6 +545,7 @@ pub(super) const WRITTEN: &[Family] = &[
     PROCESS_CPU,
     PROCESS_RESIDENT,
     PROCESS_VIRTUAL,
+    MEMORY_LIMIT,
     PROCESS_FDS,
     PROCESS_MAX_FDS,
     PROCESS_THREADS,

@@ -1,9 +1,10 @@
 //! The process as its system sees it, under the names that all clients of Prometheus have for it.
 
 use std::fs;
+use std::path::Path;
 
 use super::names::{
-    PROCESS_CPU, PROCESS_FDS, PROCESS_MAX_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS,
+    MEMORY_LIMIT, PROCESS_CPU, PROCESS_FDS, PROCESS_MAX_FDS, PROCESS_RESIDENT, PROCESS_START, PROCESS_THREADS,
     PROCESS_VIRTUAL,
 };
 use super::text::Text;
@@ -27,6 +28,9 @@ pub(super) fn write(text: &mut Text) {
             text.single(family, figure.saturating_mul(unit));
         }
     }
+    if let Some(limit) = memory_limit() {
+        text.single(&MEMORY_LIMIT, limit);
+    }
     if let Some(open) = open_files() {
         text.single(&PROCESS_FDS, open);
     }
@@ -43,6 +47,22 @@ pub(super) fn write(text: &mut Text) {
 fn figure(lines: &str, key: &str) -> Option<u64> {
     let line = lines.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// The least of what the machine has and what each control group may have that the process is in.
+fn memory_limit() -> Option<u64> {
+    let machine = figure(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
+    let machine = machine.saturating_mul(1024);
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    // cgroups(7): the line of version 2, with the group's path.
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = Path::new("/sys/fs/cgroup").join(own.unwrap_or_default());
+    let limits = own.ancestors().filter_map(|group| {
+        let limit = fs::read_to_string(group.join("memory.max")).ok()?;
+        // "max" is no limit.
+        limit.trim().parse().ok()
+    });
+    limits.chain([machine]).min()
 }
 
 fn open_files() -> Option<u64> {
@@ -93,6 +113,7 @@ mod tests {
         assert!(value(&before, "process_threads") >= 1.0);
         let resident = value(&before, "process_resident_memory_bytes");
         assert!(resident > 1e6 && resident < value(&before, "process_virtual_memory_bytes"));
+        assert!(value(&before, "sluicegate_memory_limit_bytes") > resident);
         let open = value(&before, "process_open_fds");
         assert!(open >= 3.0 && open < value(&before, "process_max_fds"));
         let age = clock::unix_seconds() as f64 - value(&before, "process_start_time_seconds");
