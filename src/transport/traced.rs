@@ -183,13 +183,72 @@ fn joined(headers: &HeaderMap, name: &HeaderName, most: usize) -> Option<String>
     let mut text = String::new();
     for value in headers.get_all(name) {
         let value = value.to_str().ok()?;
-        if text.len() + value.len() + 1 > most + 1 {
-            return None;
-        }
         if !text.is_empty() {
             text.push(',');
         }
+        if text.len() + value.len() > most {
+            return None;
+        }
         text.push_str(value);
     }
-    Some(text).filter(|text| !text.is_empty() && text.len() <= most)
+    Some(text).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn no_path_of_a_caller_is_a_route() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("/app.js", "/app.js"),
+            ("/rpc", "/rpc"),
+            ("/v1/bind", crate::transport::early::BIND),
+            ("/v1/models", "/v1/models"),
+            ("/v1/models/", ""),
+            ("/v1/models/a/b", "/v1/models/{*id}"),
+            ("/v1/streams/x", "/v1/streams/{id}"),
+            ("/v1/streams/x/y", ""),
+            ("/v1/streams/", ""),
+            ("/v1/chat/completions/", ""),
+            ("/secret?not=even", ""),
+        ] {
+            assert_eq!(route(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_state_in_pieces_is_one_list_and_one_that_is_too_long_is_none() {
+        let joined = |headers: &HeaderMap| joined(headers, &TRACESTATE, MAX_TRACESTATE);
+        assert_eq!(joined(&with(&[])), None);
+        assert_eq!(joined(&with(&[("tracestate", "")])), None);
+        let two = [("tracestate", "a=1"), ("tracestate", "b=2,c=3")];
+        assert_eq!(joined(&with(&two)).as_deref(), Some("a=1,b=2,c=3"));
+        let half = "x".repeat(256);
+        let most = [("tracestate", &half[..]), ("tracestate", &half[1..])];
+        assert_eq!(joined(&with(&most)).unwrap().len(), 512);
+        let more = [("tracestate", &half[..]), ("tracestate", &half[..])];
+        assert_eq!(joined(&with(&more)), None);
+        let odd = HeaderValue::from_bytes(b"a=\xff").unwrap();
+        let mut headers = with(&[("tracestate", "a=1")]);
+        headers.append(TRACESTATE, odd);
+        assert_eq!(joined(&headers), None);
+    }
+
+    #[test]
+    fn a_parent_is_there_once_or_not_at_all() {
+        let parent = |fields: &[_]| only(&with(fields), &TRACEPARENT).map(str::to_owned);
+        assert_eq!(parent(&[]), None);
+        assert_eq!(parent(&[("traceparent", "a")]).as_deref(), Some("a"));
+        assert_eq!(parent(&[("traceparent", "a"), ("traceparent", "a")]), None);
+    }
 }

@@ -208,6 +208,7 @@ mod tests {
             }
         };
         let watched = metrics.transports.watch_quic(Transport::Http3, look);
+        metrics.transports.forget_look();
         assert_eq!(sent(&metrics), "5");
         packets.store(7, SeqCst);
         assert_eq!(sent(&metrics), "5", "a second has not passed");

@@ -140,3 +140,146 @@ impl<B: http_body::Body> Drop for Held<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Extensions, HeaderMap};
+    use bytes::Bytes;
+    use http_body::Body as _;
+    use http_body_util::BodyExt as _;
+
+    use super::super::requests::Requests;
+    use super::*;
+    use crate::generation::{Told, Trace, TraceContext, TraceSink};
+    use crate::telemetry::{Metrics, Transport};
+
+    #[derive(Default)]
+    struct Sink(Mutex<Vec<Told>>);
+
+    impl TraceSink for Sink {
+        fn told(&self, told: Told) {
+            self.0.lock().unwrap().push(told);
+        }
+    }
+
+    /// Gives these frames, then ends; an empty place is a wait for the next one.
+    struct Frames(VecDeque<Option<Frame<Bytes>>>);
+
+    impl http_body::Body for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.pop_front() {
+                Some(Some(frame)) => Poll::Ready(Some(Ok(frame))),
+                Some(None) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                None => Poll::Ready(None),
+            }
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(7)
+        }
+    }
+
+    fn data(text: &'static str) -> Option<Frame<Bytes>> {
+        Some(Frame::data(Bytes::from_static(text.as_bytes())))
+    }
+
+    fn held<B: http_body::Body>(body: B, has_body: bool) -> (Held<B>, Arc<Sink>) {
+        let sink = Arc::new(Sink::default());
+        let mut extensions = Extensions::new();
+        extensions.insert(Traced {
+            trace: Trace::begin(TraceContext::default(), sink.clone()),
+            has_body,
+        });
+        let requests = Requests::new(Transport::Http2, None);
+        (requests.begin().until_end_of(body, &extensions), sink)
+    }
+
+    fn told(sink: &Sink) -> (u64, bool, Duration) {
+        let told = sink.0.lock().unwrap();
+        assert_eq!(told.len(), 1);
+        let exchange = &told[0].exchange;
+        (exchange.bytes, exchange.is_whole, exchange.stalled)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_trace_ends_when_the_body_is_let_go_and_tells_what_was_taken() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-end", 1.into());
+        let frames = [
+            data("abc"),
+            None,
+            data("defg"),
+            Some(Frame::trailers(trailers)),
+        ];
+        let (mut held, sink) = held(Frames(frames.into()), true);
+        assert_eq!(held.size_hint().exact(), Some(7));
+        assert!(!held.is_end_stream());
+        let mut frames = 0;
+        while let Some(frame) = held.frame().await {
+            frames += 1;
+            assert_eq!(frame.unwrap().is_trailers(), frames == 3, "trailers pass");
+        }
+        assert!(sink.0.lock().unwrap().is_empty(), "not before");
+        drop(held);
+        assert_eq!(told(&sink), (7, true, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_left_is_not_whole() {
+        let (mut left, sink) = held(Frames([data("abc"), data("d")].into()), true);
+        left.frame().await.unwrap().unwrap();
+        drop(left);
+        assert_eq!(told(&sink), (3, false, Duration::ZERO));
+        // Taken at once by its length, and never asked again.
+        let (mut one, sink) = held(http_body_util::Full::new(Bytes::from_static(b"one")), true);
+        one.frame().await.unwrap().unwrap();
+        drop(one);
+        assert_eq!(told(&sink), (3, true, Duration::ZERO));
+        // Nobody wants the body of an answer to HEAD.
+        let (head, sink) = held(Frames([data("abc")].into()), false);
+        drop(head);
+        assert_eq!(told(&sink), (0, true, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_time_without_room_is_a_stall() {
+        let second = Duration::from_secs(1);
+        let frames = [data("a"), None, data("b"), data("c"), data("d")];
+        let (mut body, sink) = held(Frames(frames.into()), true);
+        let metrics = Arc::new(Metrics::new([]).unwrap());
+        let traffic = metrics.transports.traffic(Transport::Http2).clone();
+        let requests = Requests::new(Transport::Http2, Some(traffic));
+        body.in_flight = requests.begin();
+
+        body.frame().await.unwrap().unwrap();
+        // Its room came back while there was nothing to fill it with.
+        tokio::time::advance(second).await;
+        body.frame().await.unwrap().unwrap();
+        // There was something all the time.
+        tokio::time::advance(second).await;
+        body.frame().await.unwrap().unwrap();
+        // As long as it takes to write.
+        tokio::time::advance(Duration::from_micros(A_STALL / 2)).await;
+        body.frame().await.unwrap().unwrap();
+        // And it never came back.
+        tokio::time::advance(3 * second).await;
+        drop(body);
+        assert_eq!(told(&sink), (4, false, 4 * second));
+        let text = metrics.render(&crate::telemetry::Scrape::default());
+        let series = "sluicegate_transport_stall_seconds_total{transport=\"h2\"} 4\n";
+        assert!(text.contains(series), "{text}");
+    }
+}
