@@ -7,7 +7,6 @@ use crate::numbers::{float, ms};
 use crate::table::{Figure, figure};
 
 use super::phase::Outcome;
-use super::scenario::Scenario;
 use super::tally::Tally;
 
 /// The generator's share of a core above which its own times are in doubt.
@@ -15,6 +14,29 @@ const BUSY: f64 = 90.0;
 
 /// How late requests may be sent before that is told.
 const LATE_MS: f64 = 5.0;
+
+/// Figures that tables show, of all callers and of those that are told apart; the file of results has all.
+pub(super) const SHOWN: [&str; 19] = [
+    "first token p50",
+    "first token p95",
+    "first token p99",
+    "gap p50",
+    "gap p95",
+    "gap p99",
+    "total p50",
+    "total p99",
+    "tokens",
+    "answers",
+    "errors",
+    "truncated",
+    "refused",
+    "server CPU per token",
+    "resident",
+    "healthz p99",
+    "scrape p99",
+    "generator CPU",
+    "sent late p99",
+];
 
 /// What some callers saw.
 pub(super) struct Scope {
@@ -25,7 +47,7 @@ pub(super) struct Scope {
 }
 
 /// What callers saw: all together first, then by load and by transport where there are several.
-pub(super) fn scopes(scenario: &Scenario, outcome: &Outcome) -> Vec<Scope> {
+pub(super) fn scopes(outcome: &Outcome) -> Vec<Scope> {
     let name = |part: &str| match (outcome.name.as_str(), part) {
         (phase, "") => phase.to_owned(),
         ("", part) => part.to_owned(),
@@ -55,7 +77,7 @@ pub(super) fn scopes(scenario: &Scenario, outcome: &Outcome) -> Vec<Scope> {
         name: name(""),
         tally: whole,
     }];
-    if scenario.loads.len() > 1 {
+    if parts.len() > 1 {
         scopes.extend(parts.into_iter().map(|(load, tally)| Scope {
             name: name(load),
             tally,
@@ -222,24 +244,10 @@ mod tests {
         }
     }
 
-    fn scenario(loads: &[&str]) -> Scenario {
-        let mut text =
-            "question = \"?\"\nduration = \"1s\"\nshort = \"1s\"\nwarm_up = \"0s\"\n".to_owned();
-        for load in loads {
-            text.push_str(&format!(
-                "[[load]]\nname = \"{load}\"\narrivals = {{ closed = 1 }}\nmodel = \"m\"\nprompt = 1\ntokens = 1\n"
-            ));
-        }
-        let slo = "[[slo]]\nfigure = \"errors\"\nat_most = 0\nwhy = \"so\"\n";
-        let slos = ["errors", "truncated", "refused"].map(|name| slo.replace("errors", name));
-        Scenario::parse("x", &text, &slos.concat()).unwrap()
-    }
-
     #[test]
     fn callers_are_told_together_by_load_and_by_transport() {
-        let scenario = scenario(&["a", "b"]);
         let outcome = outcome("beside");
-        let scopes = scopes(&scenario, &outcome);
+        let scopes = scopes(&outcome);
         let names: Vec<(&str, u64)> = scopes
             .iter()
             .map(|scope| (scope.name.as_str(), scope.tally.tokens))
@@ -256,9 +264,8 @@ mod tests {
 
     #[test]
     fn figures_have_their_scope_in_their_names_and_doubts_are_told() {
-        let scenario = scenario(&["a"]);
         let outcome = outcome("");
-        let (figures, notes) = figures(&scopes(&scenario, &outcome), &outcome);
+        let (figures, notes) = figures(&scopes(&outcome), &outcome);
         let value = |name: &str| {
             figures
                 .iter()

@@ -322,7 +322,7 @@ async fn phases(scenario: &Scenario, subject: &Subject, time: Duration, seed: u6
     for phase in &scenario.phases {
         let spell = scenario.spell(phase, time);
         let outcome = phase::run(scenario, phase, &server, spell, seed).await?;
-        part.take(scenario, outcome);
+        part.take(outcome);
     }
     if let Some(server) = Rc::into_inner(server) {
         server.stop().await;

@@ -7,10 +7,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::attribution::{self, Attribution};
-use super::figures::{self, Scope};
+use super::figures::{self, SHOWN, Scope};
 use super::phase::Outcome;
 use super::scenario::Scenario;
-use super::slo::Verdict;
+use super::slo::{Slo, Verdict, split};
 use super::tally;
 use crate::histogram::Histogram;
 use crate::numbers::short;
@@ -63,8 +63,8 @@ pub(super) struct Entry {
 
 impl Part {
     /// Takes what came of a phase.
-    pub(super) fn take(&mut self, scenario: &Scenario, outcome: Outcome) {
-        let scopes = figures::scopes(scenario, &outcome);
+    pub(super) fn take(&mut self, outcome: Outcome) {
+        let scopes = figures::scopes(&outcome);
         let (figures, notes) = figures::figures(&scopes, &outcome);
         self.figures.extend(figures);
         self.notes.extend(notes);
@@ -115,7 +115,7 @@ impl Report {
 
     /// The verdicts on an entry.
     pub(super) fn verdicts(&self, scenario: &Scenario, entry: &Entry) -> Vec<Verdict> {
-        let judge = |slo: &super::slo::Slo| slo.judge(&entry.lines, self.only_ratios);
+        let judge = |slo: &Slo| slo.judge(&entry.lines, self.only_ratios);
         scenario.slos.iter().map(judge).collect()
     }
 
@@ -286,13 +286,14 @@ pub(super) fn machine() -> Value {
 }
 
 /// Medians, a column for each server, with the spread where there is one.
-fn table(entries: &[&Entry]) -> Vec<Vec<String>> {
-    let mut head = vec![String::new()];
+pub(super) fn table(entries: &[&Entry]) -> Vec<Vec<String>> {
+    let mut head = vec!["median".to_owned()];
     head.extend(entries.iter().map(|entry| entry.subject.clone()));
     let mut cells = vec![head];
     let mut names: Vec<&Line> = Vec::new();
     for line in entries.iter().flat_map(|entry| entry.lines.iter()) {
-        if !names.iter().any(|known| known.name == line.name) {
+        let is_shown = SHOWN.contains(&split(&line.name).1);
+        if is_shown && !names.iter().any(|known| known.name == line.name) {
             names.push(line);
         }
     }
@@ -308,7 +309,7 @@ fn table(entries: &[&Entry]) -> Vec<Vec<String>> {
 }
 
 /// A median with its spread.
-pub(super) fn cell(line: &Line) -> String {
+fn cell(line: &Line) -> String {
     let median = line.median().map_or("–".to_owned(), short);
     match line.spread() {
         spread if spread.is_empty() => median,

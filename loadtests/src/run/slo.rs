@@ -76,7 +76,7 @@ impl Slo {
 }
 
 /// What comes before a colon, and the figure's own name.
-fn split(figure: &str) -> (&str, &str) {
+pub(super) fn split(figure: &str) -> (&str, &str) {
     figure.split_once(": ").unwrap_or(("", figure))
 }
 
