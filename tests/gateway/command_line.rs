@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Ask, Metrics, Served, gateway, within};
+use crate::support::{Ask, Collector, Metrics, Mood, Served, gateway, said, within};
 
 pub(crate) fn sluicegate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
@@ -191,6 +191,35 @@ async fn a_second_signal_ends_at_once() {
         Some(0),
         "long before the drain would"
     );
+}
+
+#[tokio::test]
+async fn the_process_tells_a_collector_of_its_own_work() {
+    let collector = Collector::start(Mood::Takes).await;
+    let endpoint = format!("telemetry.otlp_endpoint={}", collector.url());
+    let serving = Serving::start(&[&endpoint, "drain.lag=0s"]).await;
+    let spans = collector.spans("start", 1).await;
+    let one = |name: &str| {
+        let span = spans.iter().find(|span| span.name == name);
+        span.unwrap_or_else(|| panic!("no {name} in {spans:#?}"))
+    };
+    let (start, load) = (one("start"), one("load model"));
+    assert!(start.parent_span_id.is_empty());
+    assert_eq!(said(&load.attributes)["model"], "demo");
+    for (span, parent) in [
+        (load, start),
+        (one("read"), load),
+        (one("start engine"), load),
+        (one("warm up"), load),
+    ] {
+        assert_eq!(span.trace_id, start.trace_id, "{}", span.name);
+        assert_eq!(span.parent_span_id, parent.span_id, "{}", span.name);
+    }
+    serving.terminate();
+    assert_eq!(serving.ended().await, Some(0));
+    let spans = collector.spans("drain", 1).await;
+    let drain = spans.iter().find(|span| span.name == "drain").unwrap();
+    assert_ne!(drain.trace_id, start.trace_id);
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ mod text;
 mod timeouts;
 mod tls;
 mod traced;
+mod traces;
 mod traffic;
 mod vectors;
 mod windows;

@@ -83,7 +83,7 @@ pub(super) fn start(
                 match exporter(protocol, &endpoint) {
                     Ok(exporter) => {
                         let _ = tell.send(Ok(()));
-                        run(exporter, &sink, stop).await;
+                        run(exporter, &sink, &stop).await;
                     }
                     Err(error) => {
                         let _ = tell.send(Err(error));
@@ -160,7 +160,7 @@ fn resource() -> Resource {
     }
 }
 
-async fn run(exporter: SpanExporter, sink: &Arc<Sink>, stop: CancellationToken) {
+async fn run(exporter: SpanExporter, sink: &Arc<Sink>, stop: &CancellationToken) {
     let steering = tokio::spawn(steer(sink.clone()));
     let mut courier = Courier {
         exporter,
@@ -174,15 +174,27 @@ async fn run(exporter: SpanExporter, sink: &Arc<Sink>, stop: CancellationToken) 
             tokio::select! {
                 _ = looks.tick() => {}
                 () = sink.queue.full.notified() => {}
+                () = stop.cancelled() => {}
             }
+            // Before the last look: what comes after it is dropped below.
+            let is_last = stop.is_cancelled();
             courier.carry(sink).await;
+            if is_last {
+                return;
+            }
         }
     };
-    let _ = stop.run_until_cancelled(carrying).await;
+    let patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_BATCH).await;
+    };
+    tokio::select! {
+        () = carrying => {}
+        // A batch that was on its way is counted by its guard.
+        () = patience => {}
+    }
     steering.abort();
-    // A batch that was on its way was dropped with `carrying`, and counted by its guard.
-    let _ = tokio::time::timeout(LAST_BATCH, courier.carry(sink)).await;
-    sink.queue.drop_all();
+    sink.queue.close();
 }
 
 /// Moves the ratio by how the objective fares.

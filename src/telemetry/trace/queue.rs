@@ -50,6 +50,7 @@ pub(super) struct Queue {
 struct Waiting {
     items: VecDeque<(Item, Size)>,
     size: Size,
+    is_closed: bool,
     /// Spans that may come now.
     tokens: f64,
     /// When `tokens` was right, in microseconds; 0 before the first.
@@ -61,7 +62,8 @@ impl Queue {
     pub(super) fn push(&self, item: Item, now: u64, bounds: &Traces) {
         let size = item.size(bounds.token_events);
         let mut waiting = self.lock();
-        let fits = waiting.items.len() < bounds.queue.get() as usize
+        let fits = !waiting.is_closed
+            && waiting.items.len() < bounds.queue.get() as usize
             && waiting.size.bytes + size.bytes <= bounds.queue_bytes;
         let is_ordinary = matches!(&item, Item::Request(_, reason) if reason.is_ordinary());
         let rate = f64::from(bounds.max_spans_per_second.get());
@@ -90,13 +92,14 @@ impl Queue {
         Some((item, size))
     }
 
-    /// Drops and counts all that waits.
-    pub(super) fn drop_all(&self) {
-        let mut count = 0;
-        while self.pop().is_some() {
-            count += 1;
-        }
-        self.dropped.fetch_add(count, Relaxed);
+    /// Drops and counts all that waits, and all that comes from now on.
+    pub(super) fn close(&self) {
+        let mut waiting = self.lock();
+        waiting.is_closed = true;
+        let items = std::mem::take(&mut waiting.items);
+        waiting.size = Size::default();
+        drop(waiting);
+        self.dropped.fetch_add(items.len() as u64, Relaxed);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
@@ -199,6 +202,17 @@ mod tests {
         assert_eq!(queue.dropped.load(Relaxed), 7);
         assert_eq!(std::iter::from_fn(|| queue.pop()).count(), 3);
         assert_eq!(queue.lock().size, Size::default());
+    }
+
+    #[test]
+    fn once_closed_it_takes_nothing() {
+        let queue = Queue::default();
+        let push = || queue.push(item(Reason::Ratio), 1, &bounds(3, 1_000_000));
+        push();
+        queue.close();
+        push();
+        assert!(queue.pop().is_none());
+        assert_eq!(queue.dropped.load(Relaxed), 2);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! let gateway = gateway().scripted().with("[stream]\nring = 8").start().await;
 //! ```
 
+mod collector;
 mod http;
 mod lora;
 mod metrics;
@@ -28,6 +29,7 @@ use sluicegate::telemetry::Tracer;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+pub(crate) use self::collector::{Collector, Mood, Span, said};
 pub(crate) use self::http::{Ask, Reply};
 pub(crate) use self::lora::Lora;
 pub(crate) use self::metrics::Metrics;
