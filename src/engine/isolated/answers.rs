@@ -195,6 +195,35 @@ mod tests {
         }
 
         #[test]
+        fn a_view_is_no_longer_than_an_engine_tells(length in 0..600_usize, bad in any::<bool>()) {
+            let mut view = EngineView::default();
+            let waiting = crate::engine::WaitingView {
+                request: RequestId::random(),
+                choice: 1,
+                tenant: 2,
+                class: crate::generation::Class::Normal,
+                place: 3,
+                prompt_tokens: 4,
+                generated: 5,
+                is_parked: true,
+                waited_us: 6,
+            };
+            view.line.resize(length, waiting);
+            let sent = serde_json::to_string(&view).unwrap();
+            let sent = if bad {
+                sent.replace(r#""request":""#, r#""request":"\n"#)
+            } else {
+                sent
+            };
+            let came = super::view(Body(sent.as_bytes()));
+            let is_fine = length <= EngineView::MOST && (!bad || length == 0);
+            prop_assert_eq!(came.is_ok(), is_fine);
+            if let Ok(came) = came {
+                prop_assert_eq!(came.line, view.line);
+            }
+        }
+
+        #[test]
         fn moments_come_out_as_they_went_in(
             sent in proptest::collection::vec((0..5_u8, any::<u64>()), 0..9),
         ) {

@@ -61,6 +61,21 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// A way to nobody.
+    #[cfg(test)]
+    pub(super) fn to_nobody() -> Arc<Self> {
+        let (control, door) = UnixStream::pair().unwrap();
+        Arc::new(Self {
+            name: "nobody".into(),
+            control,
+            door,
+            stopping: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            condemned: OnceLock::new(),
+            gauges: Mutex::default(),
+        })
+    }
+
     /// Asks the child to end. The keeper kills it when it takes too long.
     pub(super) fn stop(&self) {
         if !self.stopping.swap(true, SeqCst)

@@ -411,3 +411,70 @@ async fn closed(stream: &UnixStream) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::keeper::Link;
+    use super::super::source::IsolatedSource;
+    use super::*;
+    use crate::engine::config::Script;
+    use crate::engine::scripted::ScriptedEngine;
+    use crate::generation::{Input, Moment, Request, clock};
+
+    fn moments(handle: &dyn Cancel) -> Vec<(u64, Moment)> {
+        let mut told = Vec::new();
+        handle.moments(0, &mut |at, moment| told.push((at, moment)));
+        told
+    }
+
+    /// What both sides have of one choice: tokens' times and lengths, and moments.
+    #[tokio::test]
+    async fn tokens_and_moments_arrive_with_their_times_and_lengths() {
+        let engine = ScriptedEngine::new("scripted", Script::default(), 8);
+        let asked = Request {
+            model: "scripted?tokens=20&pace=100us&size=300".into(),
+            ..Request::new(Input::Text("x".into()))
+        };
+        let source = engine.start(&asked).await.unwrap().sources.remove(0);
+        let there = source.canceller();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let pumped = tokio::spawn(pump(source, theirs, 0));
+        let inbox = Inbox::new(burst::MOST);
+        let mut source = IsolatedSource::new(Link::to_nobody(), ours, inbox, 5, 1);
+        let here = source.canceller();
+        let (mut burst, mut times) = (Burst::new(), Vec::new());
+        while !has_ended(&burst) {
+            burst.clear();
+            std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst)).await;
+            times.extend_from_slice(burst.times());
+        }
+        pumped.await.unwrap().unwrap();
+        assert_eq!(times.len(), 20);
+        assert!(
+            times
+                .iter()
+                .all(|token| (token.choice, token.bytes) == (5, 255))
+        );
+        assert!(times.is_sorted_by_key(|token| token.at));
+        let told = moments(&*here);
+        assert_eq!(told, moments(&*there));
+        assert_eq!(
+            (told[0].1, told[1].1),
+            (Moment::Admitted, Moment::Prefilled)
+        );
+        assert!(told[1].0 <= times[0].at && times[19].at <= clock::micros());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_told_twice() {
+        let engine = ScriptedEngine::new("scripted", Script::default(), 8);
+        let asked = Request::new(Input::Text("x".into()));
+        let source = engine.start(&asked).await.unwrap().sources.remove(0);
+        let mut moments = Moments::of(&*source, 0);
+        let mut out = Vec::new();
+        moments.tell(&mut out).unwrap();
+        assert_eq!(out.len(), frame::HEADER + 9, "it was admitted");
+        moments.tell(&mut out).unwrap();
+        assert_eq!(out.len(), frame::HEADER + 9);
+    }
+}

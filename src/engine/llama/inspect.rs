@@ -1,6 +1,9 @@
 //! Shows the engine to whoever looks, between two steps and without making anybody wait.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -61,6 +64,9 @@ impl Watchers {
 
 impl LlamaEngine {
     pub(super) async fn look(&self) -> Result<EngineView, Failure> {
+        if self.stopping.load(Relaxed) {
+            return Err(Failure::new(Kind::NotReady, "The model has been stopped."));
+        }
         let receiver = self.counters.watchers.join().ok_or_else(|| {
             Failure::new(Kind::Overloaded, "Too many look at this model already.")
                 .with_retry_after(PATIENCE)

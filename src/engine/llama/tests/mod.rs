@@ -3,6 +3,7 @@
 mod dense;
 mod draft_model;
 mod fairness;
+mod figures;
 mod prefixes;
 mod pressure;
 mod sampling;
