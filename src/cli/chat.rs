@@ -301,6 +301,7 @@ async fn prepare(
         max_tokens: args.max_tokens,
         seed: args.seed,
         stop: args.stop,
+        traceparent: None,
     };
     Ok((client, request))
 }
@@ -477,6 +478,7 @@ mod tests {
             max_tokens: Some(9),
             seed: Some(7),
             stop: vec!["x".to_owned(), "y".to_owned()],
+            traceparent: None,
         };
         assert_eq!(request, expected);
     }

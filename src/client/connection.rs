@@ -153,8 +153,11 @@ impl Client {
 
     async fn post(&self, request: &ChatRequest, accept: &'static str) -> Result<Answer, Error> {
         let path = self.0.endpoint.path("chat/completions");
-        let request = Request::post(path, accept, request.body());
-        self.0.send(&request).await?.accepted().await
+        let mut asked = Request::post(path, accept, request.body());
+        if let Some(traceparent) = &request.traceparent {
+            asked.set("traceparent", traceparent);
+        }
+        self.0.send(&asked).await?.accepted().await
     }
 
     fn feed(&self, answer: Answer) -> Feed {

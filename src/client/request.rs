@@ -31,6 +31,10 @@ pub struct ChatRequest {
     /// Strings that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
+    /// The part of a trace that this request belongs to (W3C Trace Context, section 3.2), for the header
+    /// `traceparent`; one that no header can hold is not sent.
+    #[serde(skip)]
+    pub traceparent: Option<String>,
 }
 
 /// One message of a conversation.
@@ -129,6 +133,7 @@ mod tests {
             max_tokens: Some(9),
             seed: Some(7),
             stop: vec!["\n".to_owned()],
+            traceparent: Some("a header's".to_owned()),
             ..ChatRequest::default()
         };
         let body: serde_json::Value = serde_json::from_slice(&request.body()).unwrap();

@@ -181,6 +181,25 @@ async fn a_key_goes_with_every_request() {
 }
 
 #[tokio::test]
+async fn a_chat_is_sent_as_part_of_the_trace_that_it_is_given() {
+    for transport in BOTH {
+        let mut server = Server::start().await;
+        let client = server.client(transport);
+        for parent in [Some("00-1-2-01"), None, Some("no\nheader")] {
+            let request = ChatRequest {
+                traceparent: parent.map(str::to_owned),
+                ..ChatRequest::new("m")
+            };
+            let answer = server.answer(200, "application/json", "{}");
+            let (_, asked) = tokio::join!(client.chat(&request), answer);
+            let sent = asked.headers().get("traceparent");
+            let expected = parent.filter(|parent| !parent.contains('\n'));
+            assert_eq!(sent.map(|sent| sent.to_str().unwrap()), expected);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_ends_early_is_told_from_a_good_end() {
     for transport in BOTH {
         let mut server = Server::start().await;

@@ -305,7 +305,8 @@ mod tests {
 
     use super::super::outq::Queue;
     use super::*;
-    use crate::telemetry::Transport;
+    use crate::generation::clock;
+    use crate::telemetry::{Metrics, Transport};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Sink};
 
     const SHARE: usize = 1000;
@@ -493,6 +494,64 @@ mod tests {
             Duration::from_mins(1),
             SHARE,
         )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_counted_many_at_a_time_and_all_when_nothing_is_under_way() {
+        let metrics = Metrics::new([]).unwrap();
+        let counted = |direction: &str| {
+            let text = metrics.render(&crate::telemetry::Scrape::default());
+            let series =
+                format!("sluicegate_bytes_total{{transport=\"h1\",direction=\"{direction}\"}} ");
+            let found = text.lines().find_map(|line| line.strip_prefix(&*series));
+            found.unwrap().parse::<u64>().unwrap()
+        };
+        let traffic = metrics.transports.traffic(Transport::Http1).clone();
+        let requests = Requests::new(Transport::Http1, Some(traffic));
+        let (mut peer, ours) = tokio::io::duplex(1 << 20);
+        let mut io = guarded(ours, &requests);
+        peer.write_all(b" /").await.unwrap();
+        io.read_exact(&mut [0; 5]).await.unwrap();
+        let request = requests.begin();
+        io.write_all(&[0; 100]).await.unwrap();
+        io.flush().await.unwrap();
+        assert_eq!((counted("in"), counted("out")), (0, 0), "a few wait");
+        io.write_all(&[0; 16 * 1024]).await.unwrap();
+        io.flush().await.unwrap();
+        assert_eq!((counted("in"), counted("out")), (5, 16 * 1024 + 100));
+        io.write_all(&[0; 7]).await.unwrap();
+        io.flush().await.unwrap();
+        drop(request);
+        io.flush().await.unwrap();
+        assert_eq!(counted("out"), 16 * 1024 + 107, "the end of an answer");
+        io.write_all(&[0; 3]).await.unwrap();
+        drop(io);
+        assert_eq!(counted("out"), 16 * 1024 + 110, "and of the connection");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_begins_with_its_first_byte() {
+        let second = Duration::from_secs(1);
+        let (mut peer, ours) = tokio::io::duplex(64);
+        let requests = Requests::new(Transport::Http1, None);
+        let mut io = guarded(ours, &requests);
+        let now = clock::task_micros;
+        let began = now();
+        io.read_exact(&mut [0; 3]).await.unwrap();
+        tokio::time::advance(second).await;
+        let first = requests.begin();
+        assert_eq!(first.arrived().at, began, "what came before it was served");
+        // Its body.
+        peer.write_all(b"b").await.unwrap();
+        io.read_exact(&mut [0; 1]).await.unwrap();
+        drop(first);
+        tokio::time::advance(second).await;
+        peer.write_all(b"G").await.unwrap();
+        let began = now();
+        io.read_exact(&mut [0; 1]).await.unwrap();
+        tokio::time::advance(second).await;
+        let second = requests.begin();
+        assert_eq!(second.arrived().at, began, "idle time is nobody's");
     }
 
     #[tokio::test(start_paused = true)]

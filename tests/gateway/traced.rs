@@ -321,10 +321,12 @@ async fn early_data_has_its_trace_like_any_other() {
     }
 }
 
+/// A caller's trace.
+const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
 #[tokio::test]
 async fn no_header_of_a_trace_is_worth_a_refusal() {
     let (gateway, traces) = scripted("").await;
-    const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     let long = format!("00-{ID}-00f067aa0ba902b7-01{}", "x".repeat(4000));
     let hostile = [
         format!("00-{}-00f067aa0ba902b7-01", ID.to_uppercase()),
