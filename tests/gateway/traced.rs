@@ -404,3 +404,36 @@ async fn detail_is_kept_for_operators_and_where_nobody_is_asked() {
         assert_eq!(traces.one().await.context.is_debug, expected, "{id}");
     }
 }
+
+#[tokio::test]
+async fn a_callers_trace_goes_on_with_what_others_want_handed_on() {
+    let traces = Traces::new();
+    let served = Served::by(gateway().scripted().traced(&traces)).await;
+    let parent = format!("00-{ID}-00f067aa0ba902b7-01");
+    let goes_on = |told: Told, header: &str| {
+        assert_eq!(format!("{:032x}", told.context.trace_id), ID);
+        assert_eq!(told.context.parent, Some(0x00f0_67aa_0ba9_02b7));
+        assert_ne!(told.context.span_id, 0x00f0_67aa_0ba9_02b7);
+        assert_eq!(told.context.state.as_deref(), Some("a=1,b=2"));
+        assert_eq!(header, named(&told), "the id of our part");
+    };
+
+    let ask = served.gateway.chat(THREE, "x", STREAM);
+    let ask = ask.header("traceparent", &parent);
+    let ask = ask.header("tracestate", "a=1").header("tracestate", "b=2");
+    let reply = ask.send().await;
+    let header = reply.header("traceresponse").to_owned();
+    reply.bytes().await;
+    goes_on(traces.one().await, &header);
+
+    let fields = [("traceparent", &*parent), ("tracestate", "a=1,b=2")];
+    let body = chat_body(THREE, "x", "");
+    let sluice = served.sluice().await;
+    let mut exchange = sluice.ask("POST", CHAT, &fields, body.as_bytes()).await;
+    let head = exchange.head().await;
+    exchange.rest().await;
+    goes_on(
+        traces.one().await,
+        head.headers.first("traceresponse").unwrap(),
+    );
+}

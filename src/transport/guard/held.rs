@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_time_without_room_is_a_stall() {
         let second = Duration::from_secs(1);
-        let mut frames = ["a", "b", "c", "d"].map(|text| Some(data(text))).to_vec();
+        let mut frames = Vec::from(["a", "b", "c", "d"].map(|text| Some(data(text))));
         frames.insert(1, None);
         let (mut body, sink) = held(Frames(frames.into()), true);
         let metrics = Arc::new(Metrics::new([]).unwrap());
