@@ -1,5 +1,6 @@
 //! What a scrape costs, and what it waits for: nothing that streams.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::support::{TestGateway, gateway, within};
@@ -19,7 +20,11 @@ async fn page(gateway: &TestGateway) -> String {
 async fn ten_thousand_series_are_scraped_quickly_beside_64_streams_and_probes_do_not_wait() {
     let mut models = String::new();
     for number in 0..40 {
-        models += &format!("[[models]]\nname = 'm{number}'\nengine = 'scripted'\n");
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            models,
+            "[[models]]\nname = 'm{number}'\nengine = 'scripted'"
+        );
     }
     let gateway = gateway()
         .with("[telemetry.metrics]\nmax_series = 20000")
@@ -51,11 +56,10 @@ async fn ten_thousand_series_are_scraped_quickly_beside_64_streams_and_probes_do
             assert_eq!(health.status, 200);
             began.elapsed()
         };
-        let (scrape, probe) = within(async { tokio::join!(scrape, probe) }).await;
+        let (scrape, probe) = Box::pin(within(async { tokio::join!(scrape, probe) })).await;
         scrapes.push(scrape);
         probes.push(probe);
     }
-    println!("{series} series: scrapes {scrapes:?}, probes {probes:?}");
     // The best of them: one may have been unlucky.
     assert!(scrapes.iter().any(|scrape| *scrape < QUICK), "{scrapes:?}");
     assert!(probes.iter().any(|probe| *probe < QUICK / 5), "{probes:?}");

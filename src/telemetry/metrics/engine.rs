@@ -15,6 +15,9 @@ use crate::telemetry::steps::Steps;
 /// Models of the configuration, each with what was read of it, if it has been ready.
 pub(super) type Read<'a> = [(&'a str, Option<&'a ModelScrape>)];
 
+/// Takes one figure out of many.
+type Figure = fn(&ModelLoad) -> u64;
+
 pub(super) fn write(text: &mut Text, models: &Read<'_>) {
     text.family(&MODEL_READY);
     for (name, model) in models {
@@ -27,7 +30,7 @@ pub(super) fn write(text: &mut Text, models: &Read<'_>) {
             write_info(text, name, &model.info);
         }
     }
-    let figures: [(&Family, fn(&ModelLoad) -> u64); 13] = [
+    let figures: [(&Family, Figure); 13] = [
         (&REQUESTS_RUNNING, |load| load.running.into()),
         (&REQUESTS_WAITING, |load| load.waiting.into()),
         (&SEQUENCES_PAUSED, |load| load.paused.into()),

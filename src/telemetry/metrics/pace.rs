@@ -110,6 +110,7 @@ fn per_second(from: (Duration, u64), to: (Duration, u64)) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "small figures, and exact ones")]
 mod tests {
     use super::*;
 

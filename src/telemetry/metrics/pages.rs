@@ -244,8 +244,6 @@ fn stand_back() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     fn config(cache: Duration) -> Config {
@@ -275,7 +273,7 @@ mod tests {
     #[test]
     fn a_page_is_kept_for_a_while_and_one_without_a_cache_is_always_new() {
         for (cache, expected) in [(Duration::from_mins(1), 1), (Duration::ZERO, 3)] {
-            let (written, count) = mpsc::channel();
+            let (written, count) = sync_channel(64);
             let (_, _upkeep, pages) = start(&config(cache), move || {
                 written.send(()).unwrap();
                 Scrape::default()
@@ -289,8 +287,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_asks_while_a_page_is_written_shares_the_next_one() {
-        let (written, count) = mpsc::channel();
-        let (go, wait) = mpsc::channel();
+        let (written, count) = sync_channel(64);
+        let (go, wait) = sync_channel(64);
         let (_, upkeep, pages) = start(&config(Duration::ZERO), move || {
             written.send(()).unwrap();
             wait.recv().unwrap();
@@ -322,7 +320,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_a_page_for_ever_and_only_so_many_wait() {
-        let (go, wait) = mpsc::channel::<()>();
+        let (go, wait) = sync_channel::<()>(1);
         let (_, upkeep, pages) = start(&config(Duration::ZERO), move || {
             let _ = wait.recv();
             Scrape::default()
@@ -377,7 +375,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn only_the_writer_stands_back() {
-        let (told, priority) = mpsc::channel();
+        let (told, priority) = sync_channel(64);
         let read = move || {
             told.send(rustix::process::nice(0).unwrap()).unwrap();
             Scrape::default()

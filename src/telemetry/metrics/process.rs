@@ -89,6 +89,7 @@ fn started() -> Option<f64> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, reason = "small figures, and exact ones")]
 mod tests {
     use super::*;
     use crate::generation::clock;

@@ -142,7 +142,10 @@ pub(in crate::telemetry) fn check_page(text: &str) {
                     "_sum" => {}
                     "_count" => {
                         let (_, edge, count) = buckets.as_ref().unwrap();
-                        assert!(*edge == f64::INFINITY && *count == number, "{line}");
+                        assert!(
+                            edge.is_infinite() && count.to_bits() == number.to_bits(),
+                            "{line}"
+                        );
                     }
                     _ => panic!("{line} in {family:?}"),
                 }
