@@ -77,6 +77,12 @@ impl Slo {
         self.budget.store(budget.to_bits(), Relaxed);
     }
 
+    /// The part of requests that may be bad.
+    #[must_use]
+    pub fn budget(&self) -> f64 {
+        f64::from_bits(self.budget.load(Relaxed))
+    }
+
     /// What a request was that ended so.
     #[must_use]
     pub fn judge(&self, record: &Record) -> Verdict {
@@ -120,7 +126,7 @@ impl Slo {
     }
 
     fn burn_at(&self, micros: u64) -> Burn {
-        let budget = f64::from_bits(self.budget.load(Relaxed));
+        let budget = self.budget();
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.at(micros);
         Burn {

@@ -240,12 +240,17 @@ pub(super) const LIMIT_NODES: &str = "sluicegate_limit_nodes";
 pub(super) const BUILD_INFO: &str = "sluicegate_build_info";
 
 pub(super) const SLO_BURN: &str = "sluicegate_slo_burn_rate";
+pub(super) const SLO_OBJECTIVE: &str = "sluicegate_slo_objective";
 pub(super) const TRACE_RATIO: &str = "sluicegate_trace_ratio";
 
 pub(super) const GAUGES: &[(&str, &str)] = &[
     (
         SLO_BURN,
         "How many times faster than allowed the budget of bad requests is used up, by window.",
+    ),
+    (
+        SLO_OBJECTIVE,
+        "The part of requests that is to be good (telemetry.slo.objective).",
     ),
     (
         TRACE_RATIO,

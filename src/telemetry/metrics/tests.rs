@@ -347,6 +347,7 @@ fn pulled_figures_are_those_of_the_scrape() {
         (r#"traces_kept_total{reason="error"}"#, "21"),
         (r#"traces_kept_total{reason="ratio"}"#, "25"),
         ("trace_ratio", "0.5"),
+        ("slo_objective", "0.99"),
         (r#"slo_burn_rate{window="5m"}"#, "0"),
     ] {
         assert_eq!(value(&text, &format!("sluicegate_{name}")), expected);
