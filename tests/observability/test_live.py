@@ -70,6 +70,7 @@ class Gateway:
             """models=[
                 {name="demo",path="src/engine/llama/demo/sluicegate-demo-q8_0.gguf"},
                 {name="scripted",engine="scripted",script={tokens=40,pace="5ms",slots=2}},
+                {name="narrow",engine="scripted",script={tokens=40,pace="1s",slots=1,waiting=0}},
             ]""",
         ]
         command = [PROGRAM, "serve"] + [word for setting in settings for word in ("--set", setting)]
@@ -100,11 +101,16 @@ class Gateway:
         environment = os.environ | {"SLUICEGATE_API_KEY": self.caller}
         subprocess.run(command, check=True, capture_output=True, env=environment, timeout=30)
 
-    def post(self, key, body, path="/v1/chat/completions"):
-        """The status of an answer over HTTP/1.1."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"authorization": f"Bearer {key}"})
+    def open(self, key, body):
+        """An answer over HTTP/1.1, to be read."""
+        headers = {"authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", json.dumps(body).encode(), headers)
+        return urllib.request.urlopen(request, timeout=30)
+
+    def post(self, key, body):
+        """The status of an answer that is read to its end."""
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with self.open(key, body) as answer:
                 return answer.read() and answer.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -207,7 +213,12 @@ class Live(unittest.TestCase):
         work += [(cls.gateway.post, "sgk_wrong", ask)] * 2
         with ThreadPoolExecutor(8) as pool:
             statuses = list(pool.map(lambda each: each[0](*each[1:]), work))
-        for status in (200, 401, 404, 429):
+        # While one has the only place, the next is turned away; then the first one leaves.
+        narrow = {**ask, "model": "narrow"}
+        with cls.gateway.open(cls.gateway.caller, narrow) as answer:
+            answer.readline()
+            statuses.append(cls.gateway.post(cls.gateway.caller, narrow))
+        for status in (200, 401, 404, 429, 503):
             assert status in statuses, f"{status} is not among {statuses}"
 
     @classmethod
