@@ -2,9 +2,10 @@
 # make test   everything that CI runs
 # make bench  criterion benches of the token path
 # make engine-bench   our engine beside llama-server and the bare decode loop (loadtests/engine/README.md)
+# make bench-compare BASE=main    this tree beside another revision: fails where it is worse (loadtests/README.md)
 # make lint   formatting, clippy, documentation, dependencies
 
-.PHONY: run test lint bench engine-bench tools test-tools portable
+.PHONY: run test lint bench bench-compare engine-bench tools test-tools portable
 
 ARGS ?=
 
@@ -17,6 +18,7 @@ test: test-tools lint
 	.ci/clients target/debug/sluicegate
 	.ci/observability target/debug/sluicegate
 	cargo test --locked --workspace
+	cargo run --locked --quiet --package loadtests -- run steady --short --sluicegate target/debug/sluicegate
 
 lint: tools
 	cargo fmt --all --check
@@ -30,6 +32,9 @@ lint: tools
 
 bench: tools
 	cargo bench --locked
+
+bench-compare: tools
+	@.ci/compare "$(BASE)" $(ARGS)
 
 engine-bench: export LLAMA_BATCHED_BENCH ?= target/release/examples/bare
 engine-bench: tools

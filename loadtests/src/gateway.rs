@@ -180,9 +180,10 @@ impl Program {
         };
         let log = self.folder.join(format!("{name}.log"));
         let running = program::start(command, &log, START, is_ready).await?;
-        let secure = match setup.is_secure {
-            true => Some((secure, certificate(&state)?)),
-            false => None,
+        let secure = if setup.is_secure {
+            Some((secure, certificate(&state)?))
+        } else {
+            None
         };
         Ok(Gateway {
             address,

@@ -148,6 +148,8 @@ struct Options {
 /// What else this program does.
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
+    /// Compare two programs, configurations or phases over several rounds; fails where the second is worse
+    Compare(Box<run::compare::Options>),
     /// Measure Sluicegate beside llama-server and a bare decode loop; see loadtests/engine/README.md
     Engine(Box<engine::Options>),
     /// Keep one core busy
@@ -168,6 +170,7 @@ fn main() -> Result<ExitCode> {
     let mut options = Options::parse();
     match options.command.take() {
         None => load(&options),
+        Some(Command::Compare(options)) => run::compare::run(&options),
         Some(Command::Engine(options)) => engine::run(&options).map(|()| ExitCode::SUCCESS),
         Some(Command::EngineNeighbour { core }) => {
             engine::neighbour::run(core).map(|()| ExitCode::SUCCESS)

@@ -56,6 +56,15 @@ pub(crate) enum Connection {
     ),
 }
 
+impl Connection {
+    /// Keeps what an answer that has ended came over, for another one.
+    pub(crate) fn keep(&self, stream: Stream) {
+        if let (Self::Http1(kept), Some(socket)) = (self, stream.into_socket()) {
+            kept.borrow_mut().push(socket);
+        }
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Self::Quic(connection, _) = self {
@@ -182,13 +191,6 @@ impl Dialer {
                 sending.finish().map_err(|e| failed(&e))?;
                 Ok(Stream::quic(self.transport, receiving))
             }
-        }
-    }
-
-    /// Keeps what an answer that has ended came over, for another one.
-    pub(crate) fn keep(&self, connection: &Connection, stream: Stream) {
-        if let (Connection::Http1(kept), Some(socket)) = (connection, stream.into_socket()) {
-            kept.borrow_mut().push(socket);
         }
     }
 

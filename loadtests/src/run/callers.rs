@@ -300,12 +300,12 @@ impl Shared {
         let lane = self.lane();
         let mut timeline = Timeline::new(intended, counts);
         if counts {
-            let late = intended.elapsed();
-            lane.tally.borrow_mut().late.record(late, 1);
+            let passed = intended.elapsed();
+            lane.tally.borrow_mut().late.record(passed, 1);
         }
         let end = if self.under_way.get() < MOST_UNDER_WAY {
             let _place = Place::take(&self.under_way, 1);
-            let _waits = Place::take(&lane.waiting, u64::from(counts));
+            let _counted = Place::take(&lane.waiting, u64::from(counts));
             self.exchange(lane, &mut timeline, begun).await
         } else {
             Err(Fault::Broken(format!(
@@ -337,18 +337,17 @@ impl Shared {
         let mut has_begun = false;
         while let Some(read) = stream.read(most).await? {
             let now = Instant::now();
-            let mut tally = lane.tally.borrow_mut();
-            tally.read(&self.window, timeline, now, read.tokens);
-            drop(tally);
+            lane.tally
+                .borrow_mut()
+                .read(&self.window, timeline, now, read.tokens);
             if !has_begun && read.tokens > 0 {
                 has_begun = true;
                 begun();
             }
             match self.load.reads {
                 None if read.bytes >= FULL_READ => yield_now().await,
-                None => {}
                 Some(0) if has_begun => std::future::pending().await,
-                Some(0) => {}
+                None | Some(0) => {}
                 Some(rate) => {
                     #[expect(clippy::cast_precision_loss, reason = "a read is small")]
                     let seconds = read.bytes as f64 / rate as f64;
@@ -356,7 +355,7 @@ impl Shared {
                 }
             }
         }
-        lane.dialer.keep(connection, stream);
+        connection.keep(stream);
         Ok(())
     }
 }

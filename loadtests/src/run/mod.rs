@@ -1,16 +1,20 @@
 //! `loadtests run`: scenarios from files, asked of the gateway or of any server that speaks OpenAI's words, and a
-//! verdict.
+//! verdict. `loadtests compare`: two of them, and whether the second is worse.
 //!
 //! A `scenario` says who asks and what; its `slo` says what should come of it. For each `server` a `phase` is run
 //! after the other: `callers` ask and `tally` what they see. `figures` are made of that, `attribution` of what the
-//! gateway says of itself. `report` prints, judges and writes JSON; `page` draws.
+//! gateway says of itself. `report` prints, judges and writes JSON; `page` draws. `compare` asks two in turn, and `rank` tells
+//! chance from change.
 
 mod attribution;
 mod callers;
+mod collector;
+pub(crate) mod compare;
 mod figures;
 mod page;
 mod phase;
 mod plot;
+mod rank;
 mod report;
 mod scenario;
 mod server;
@@ -31,7 +35,7 @@ use tokio::time::{sleep, timeout};
 use toml::Table;
 
 use report::{Part, Report};
-use scenario::Scenario;
+use scenario::{Phase, Scenario};
 use server::{Kind, Peer, Server, Subject, further};
 
 use crate::folder::Folder;
@@ -80,7 +84,7 @@ pub(crate) struct Options {
     url: Option<String>,
 
     /// The same with a name for reports; several are asked in turn. The key is in the environment, as
-    /// NAME_API_KEY or else OPENAI_API_KEY
+    /// `NAME_API_KEY` or else `OPENAI_API_KEY`
     #[arg(long, value_name = "NAME=URL")]
     peer: Vec<String>,
 
@@ -146,7 +150,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             for scenario in &scenarios {
                 let time = spell(options, scenario);
                 for subject in in_turn(&subjects, round) {
-                    let part = measure(scenario, subject, time, options.seed + round).await;
+                    let seed = options.seed + round;
+                    let part = measure(scenario, subject, time, seed, Order::Forth).await;
                     report.add(scenario, &subject.name, part);
                 }
             }
@@ -239,6 +244,7 @@ fn subjects(options: &Options, folder: &Path) -> Result<Vec<Subject>> {
                     folder: folder.to_owned(),
                 },
                 overlay: Table::new(),
+                script: None,
             },
         }]);
     }
@@ -291,16 +297,26 @@ fn in_turn<T>(all: &[T], round: u64) -> impl Iterator<Item = &T> {
     (0..count).map(move |index| &all[if forth { index } else { count - 1 - index }])
 }
 
+/// In which order phases are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// The file's.
+    Forth,
+    /// The other one.
+    Back,
+}
+
 /// Runs a scenario once.
 async fn measure(
     scenario: &Scenario,
     subject: &Subject,
     time: Duration,
     seed: u64,
+    order: Order,
 ) -> Result<Part> {
     let limit = time + scenario.warm_up * u32::try_from(scenario.phases.len())? + GRACE;
     let begin = Instant::now();
-    let part = timeout(limit, phases(scenario, subject, time, seed)).await;
+    let part = timeout(limit, phases(scenario, subject, time, seed, order)).await;
     sleep(PAUSE).await;
     let part = part.unwrap_or_else(|_| bail!("not done after {} s", limit.as_secs()));
     match &part {
@@ -315,11 +331,21 @@ async fn measure(
     part
 }
 
-async fn phases(scenario: &Scenario, subject: &Subject, time: Duration, seed: u64) -> Result<Part> {
+async fn phases(
+    scenario: &Scenario,
+    subject: &Subject,
+    time: Duration,
+    seed: u64,
+    order: Order,
+) -> Result<Part> {
     let server = Rc::new(subject.start(scenario).await?);
     wake(scenario, &server).await?;
     let mut part = Part::default();
-    for phase in &scenario.phases {
+    let mut phases: Vec<&Phase> = scenario.phases.iter().collect();
+    if order == Order::Back {
+        phases.reverse();
+    }
+    for phase in phases {
         let spell = scenario.spell(phase, time);
         let outcome = phase::run(scenario, phase, &server, spell, seed).await?;
         part.take(outcome);
@@ -332,7 +358,7 @@ async fn phases(scenario: &Scenario, subject: &Subject, time: Duration, seed: u6
 
 /// Asks every further model once, so that it has all of its series.
 async fn wake(scenario: &Scenario, server: &Server) -> Result<()> {
-    if scenario.further_models == 0 || !matches!(server, Server::Gateway(_)) {
+    if scenario.further_models == 0 || !matches!(server, Server::Gateway(..)) {
         return Ok(());
     }
     let dialer = Dialer::new(Transport::Http1, server.site(Transport::Http1)?, false)?;
@@ -352,7 +378,7 @@ async fn wake(scenario: &Scenario, server: &Server) -> Result<()> {
                 Err(fault) => bail!("{}: {fault}", further(index)),
             }
         }
-        dialer.keep(&connection, stream);
+        connection.keep(stream);
     }
     Ok(())
 }

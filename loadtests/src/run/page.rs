@@ -112,12 +112,13 @@ fn plots(scenario: &Scenario, entries: &[&Entry]) -> Vec<(String, String)> {
             });
         }
         let axes = Axes {
-            x: "ms (powers of ten)",
-            y: "% within",
+            x: "ms",
             is_log: true,
             top: Some(100.0),
         };
-        plots.push((what.to_owned(), plot::lines(what, &axes, &series)));
+        let title = format!("{what}: % within so many ms");
+        let svg = plot::lines(&title, &axes, &series);
+        plots.push((title, svg));
     }
     let mut series = Vec::new();
     let (mut requests, mut engine) = (Vec::new(), Vec::new());
@@ -145,11 +146,10 @@ fn plots(scenario: &Scenario, entries: &[&Entry]) -> Vec<(String, String)> {
     }
     let axes = Axes {
         x: "s",
-        y: "tokens/s",
         is_log: false,
         top: None,
     };
-    let title = "tokens over time (last round)";
+    let title = "tokens/s over time (last round)";
     plots.push((title.to_owned(), plot::lines(title, &axes, &series)));
     let title = "where the mean request spent its time (last round)";
     plots.push((title.to_owned(), plot::bars(title, "ms", &requests)));

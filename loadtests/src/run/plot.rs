@@ -12,7 +12,7 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
 
 /// What is left around the lines for labels: left, right, top, bottom.
-const MARGINS: [f64; 4] = [52.0, 12.0, 10.0, 38.0];
+const MARGINS: [f64; 4] = [52.0, 26.0, 10.0, 38.0];
 
 /// Series that have a colour of their own; later ones begin again.
 const COLOURS: usize = 6;
@@ -29,8 +29,6 @@ pub(super) struct Series {
 pub(super) struct Axes {
     /// What goes to the right.
     pub(super) x: &'static str,
-    /// What goes up.
-    pub(super) y: &'static str,
     /// Whether what goes to the right goes by powers of ten.
     pub(super) is_log: bool,
     /// The highest value, if not that of the lines.
@@ -50,15 +48,11 @@ pub(super) fn lines(title: &str, axes: &Axes, all: &[Series]) -> String {
         return String::new();
     }
     let (from, to) = if axes.is_log {
-        (
-            10_f64.powf(least.log10().floor()),
-            10_f64.powf(most.log10().ceil()),
-        )
+        around(least, most)
     } else {
-        (0.0, most)
+        // One value alone still has an axis.
+        (0.0, if most > 0.0 { most } else { 1.0 })
     };
-    // One value alone still has an axis.
-    let to = if to > from { to } else { from * 10.0 + 1.0 };
     let highest = points().map(|(_, y)| *y).fold(0.0, f64::max);
     let top = axes.top.unwrap_or_else(|| round_up(highest));
     let [left, right, above, below] = MARGINS;
@@ -98,12 +92,10 @@ pub(super) fn lines(title: &str, axes: &Axes, all: &[Series]) -> String {
     }
     let _ = write!(
         out,
-        "<text class=name x={:.1} y={:.1}>{}</text><text class=top x=4 y={:.1}>{}</text>",
+        "<text class=name x={:.1} y={:.1}>{}</text>",
         f64::midpoint(left, WIDTH - right),
         HEIGHT - 5.0,
         escape(axes.x),
-        above + 2.0,
-        escape(axes.y)
     );
     for (index, series) in all.iter().enumerate() {
         let mut path = String::new();
@@ -122,8 +114,11 @@ pub(super) fn lines(title: &str, axes: &Axes, all: &[Series]) -> String {
     out
 }
 
+/// A row of bars: its name, and its parts by theirs.
+pub(super) type Bar<'a> = (String, Vec<(&'a str, Option<f64>)>);
+
 /// Rows of parts that make a whole; a part that is not known is not drawn.
-pub(super) fn bars(title: &str, unit: &str, rows: &[(String, Vec<(&str, Option<f64>)>)]) -> String {
+pub(super) fn bars(title: &str, unit: &str, rows: &[Bar<'_>]) -> String {
     let sum =
         |parts: &[(&str, Option<f64>)]| parts.iter().filter_map(|(_, part)| *part).sum::<f64>();
     let most = rows.iter().map(|(_, parts)| sum(parts)).fold(0.0, f64::max);
@@ -211,15 +206,30 @@ fn round_up(value: f64) -> f64 {
     step.unwrap_or(10.0) * power
 }
 
+/// 1, 2, 5, 10, 20 … from a millionth to a million millions.
+fn ladder() -> impl Iterator<Item = f64> {
+    (-6..12).flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(power)))
+}
+
+/// The steps of the ladder below and above, at least two steps from each other.
+fn around(least: f64, most: f64) -> (f64, f64) {
+    let below = ladder().take_while(|step| *step <= least).last();
+    let below = below.unwrap_or(1e-6);
+    let above = ladder()
+        .filter(|step| *step > below)
+        .find(|step| *step >= most);
+    (below, above.unwrap_or(1e12))
+}
+
 fn ticks(from: f64, to: f64, is_log: bool) -> Vec<f64> {
     if is_log {
-        let mut value = from;
-        let mut ticks = Vec::new();
-        while value <= to * 1.001 && ticks.len() < 12 {
-            ticks.push(value);
-            value *= 10.0;
-        }
-        return ticks;
+        // Numbers of the ladder are made in one way, so they are what they were.
+        let all: Vec<f64> = ladder().filter(|step| (from..=to).contains(step)).collect();
+        let is_power = |step: &f64| step.log10().fract().abs() < 1e-6;
+        return match all.len() {
+            0..=10 => all,
+            _ => all.into_iter().filter(is_power).collect(),
+        };
     }
     let step = round_up((to - from) / 8.0);
     let mut ticks = Vec::new();
@@ -258,7 +268,6 @@ mod tests {
 
     const LOG: Axes = Axes {
         x: "ms",
-        y: "%",
         is_log: true,
         top: Some(100.0),
     };
@@ -272,7 +281,7 @@ mod tests {
         );
         assert!(text.contains("a&lt;b") && !text.contains("a<b"));
         assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
-        // Zero is at the least power of ten, 250 between 100 and 1,000.
+        // Zero is where the axis begins, and so is the least other value.
         assert!(text.contains("52.0,222.0 52.0,116.0 "), "{text}");
     }
 
@@ -306,6 +315,9 @@ mod tests {
         assert!((round_up(37.0) - 40.0).abs() < 1e-9);
         assert!((round_up(0.0) - 1.0).abs() < 1e-9);
         assert_eq!((tick(1500.0).as_str(), tick(0.1).as_str()), ("1.5k", "0.1"));
-        assert_eq!(ticks(1.0, 1000.0, true).len(), 4);
+        assert_eq!(ticks(1.0, 1000.0, true).len(), 10);
+        assert_eq!(ticks(1.0, 1e6, true).len(), 7);
+        assert_eq!(around(20.0, 35.0), (20.0, 50.0));
+        assert_eq!(around(0.0, 0.0), (1e-6, 2e-6));
     }
 }

@@ -1,5 +1,6 @@
 //! What came of all rounds: tables, verdicts, and a file that has everything.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -131,6 +132,12 @@ impl Report {
         !self.entries.is_empty() && self.entries.iter().all(is_good)
     }
 
+    /// Rounds that failed.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let entries = self.entries.iter();
+        entries.flat_map(|entry| entry.faults.clone()).collect()
+    }
+
     /// For each scenario a table of figures with a column for each server, and one of verdicts.
     pub(super) fn text(&self, scenarios: &[Scenario]) -> String {
         let mut out = String::new();
@@ -208,8 +215,21 @@ impl Entry {
     /// What went wrong, and what to think of before trusting a figure; each once.
     pub(super) fn doubts(&self) -> Vec<String> {
         let mut doubts: Vec<String> = Vec::new();
-        let failures = self.rounds.iter().flatten().flat_map(|phase| &phase.scopes);
-        let failures = failures.flat_map(|scope| scope.tally.kinds.keys().cloned());
+        let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+        for phase in self.rounds.iter().flatten() {
+            // Who is in a part is in the whole as well, but for loads that do not count.
+            let mut most: BTreeMap<&str, u64> = BTreeMap::new();
+            for (kind, count) in phase.scopes.iter().flat_map(|scope| &scope.tally.kinds) {
+                let known = most.entry(kind).or_default();
+                *known = count.max(known).to_owned();
+            }
+            for (kind, count) in most {
+                *kinds.entry(kind).or_default() += count;
+            }
+        }
+        let failures = kinds
+            .iter()
+            .map(|(kind, count)| format!("{kind} ({count} times)"));
         let faults = self
             .faults
             .iter()

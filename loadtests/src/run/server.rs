@@ -27,6 +27,8 @@ pub(super) enum Kind {
         program: Program,
         /// Over the scenario's.
         overlay: Table,
+        /// Changes of scripted models' scripts.
+        script: Option<String>,
     },
     /// A server that runs already.
     Peer(Peer),
@@ -49,8 +51,8 @@ pub(super) struct Peer {
 
 /// One that can be asked.
 pub(super) enum Server {
-    /// Started here; ended when this is dropped.
-    Gateway(Box<Gateway>),
+    /// Started here, ended when this is dropped; and changes of scripts.
+    Gateway(Box<Gateway>, Option<String>),
     /// Somebody else's.
     Peer(Peer),
 }
@@ -63,14 +65,18 @@ impl Subject {
     pub(super) async fn start(&self, scenario: &Scenario) -> Result<Server> {
         match &self.kind {
             Kind::Peer(peer) => Ok(Server::Peer(peer.clone())),
-            Kind::Gateway { program, overlay } => {
+            Kind::Gateway {
+                program,
+                overlay,
+                script,
+            } => {
                 let mut setup = Setup::new().with_table(configuration(scenario));
                 if scenario.is_secure()? {
                     setup = setup.secure();
                 }
                 let setup = setup.with_table(overlay.clone());
                 let gateway = program.start(&setup, &scenario.name).await?;
-                let server = Server::Gateway(Box::new(gateway));
+                let server = Server::Gateway(Box::new(gateway), script.clone());
                 Ok(server)
             }
         }
@@ -107,7 +113,7 @@ pub(super) fn further(index: usize) -> String {
 impl Server {
     /// Ends it, if it was started.
     pub(super) async fn stop(self) {
-        if let Self::Gateway(gateway) = self {
+        if let Self::Gateway(gateway, _) = self {
             gateway.stop().await;
         }
     }
@@ -118,7 +124,7 @@ impl Server {
     /// It is not.
     pub(super) fn site(&self, transport: Transport) -> Result<Site> {
         match self {
-            Self::Gateway(gateway) => gateway.site(transport),
+            Self::Gateway(gateway, _) => gateway.site(transport),
             Self::Peer(peer) => Site::of_target(&peer.target, peer.key.as_deref()),
         }
     }
@@ -129,7 +135,7 @@ impl Server {
     /// There is no such transport.
     pub(super) fn transports(&self, load: &Load) -> Result<Vec<(Transport, usize)>> {
         match self {
-            Self::Gateway(_) => load.transports(),
+            Self::Gateway(..) => load.transports(),
             Self::Peer(peer) if peer.target.is_secure => Ok(vec![(Transport::Http1Tls, 1)]),
             Self::Peer(_) => Ok(vec![(Transport::Http1, 1)]),
         }
@@ -141,6 +147,9 @@ impl Server {
             Self::Peer(Peer {
                 model: Some(own), ..
             }) => own.clone(),
+            // The last one that names a setting is the one that holds.
+            Self::Gateway(_, Some(script)) if model.contains('?') => format!("{model}&{script}"),
+            Self::Gateway(_, Some(script)) => format!("{model}?{script}"),
             _ => model.to_owned(),
         }
     }
@@ -156,7 +165,7 @@ impl Server {
     /// The process is gone.
     pub(super) fn reading(&self) -> Result<Option<Reading>> {
         match self {
-            Self::Gateway(gateway) => gateway.reading().map(Some),
+            Self::Gateway(gateway, _) => gateway.reading().map(Some),
             Self::Peer(Peer { pid, .. }) => {
                 pid.map(|pid| Reading::of(&pid.to_string())).transpose()
             }
@@ -169,7 +178,7 @@ impl Server {
     /// It does not answer.
     pub(super) async fn metrics(&self) -> Result<Option<String>> {
         match self {
-            Self::Gateway(gateway) => gateway.metrics().await.map(Some),
+            Self::Gateway(gateway, _) => gateway.metrics().await.map(Some),
             Self::Peer(_) => Ok(None),
         }
     }
@@ -179,7 +188,7 @@ impl Server {
     /// # Errors
     /// It does not say so, or there is no such question.
     pub(super) async fn healthz(&self) -> Result<()> {
-        let Self::Gateway(gateway) = self else {
+        let Self::Gateway(gateway, _) = self else {
             return Err(anyhow::anyhow!("only the gateway is asked"));
         };
         let answer = gateway::get(gateway.address, "/healthz").await;
