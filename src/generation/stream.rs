@@ -142,8 +142,11 @@ impl TokenStream {
             self.close(failure.kind.outcome(), Some(&failure));
             return Poll::Ready(true);
         }
-        let handed = self.shared.handed_at.swap(0, Relaxed);
+        // Only this task writes what it tells of itself here: loads and stores do, a locked instruction
+        // takes as long as ten of them.
+        let handed = self.shared.handed_at.load(Relaxed);
         if handed != 0 {
+            self.shared.handed_at.store(0, Relaxed);
             let now = clock::task_micros();
             self.shared.came_back(handed, now);
             if !std::mem::take(&mut self.is_waiting) {
@@ -277,7 +280,8 @@ impl TokenStream {
         }
         shared.last_at.store(last, Relaxed);
         let tokens = u32::try_from(times.len()).unwrap_or(u32::MAX);
-        shared.tokens.fetch_add(tokens, Relaxed);
+        let so_far = shared.tokens.load(Relaxed);
+        shared.tokens.store(so_far.wrapping_add(tokens), Relaxed);
         let mut max_gap = shared.max_gap.load(Relaxed);
         for &TokenTime { choice, at, .. } in times {
             let Some(last) = self.last_token.get_mut(choice as usize) else {

@@ -132,9 +132,9 @@ pub(super) struct Moving {
 }
 
 impl Moving {
-    pub(super) fn of(gauges: Gauges) -> Self {
+    pub(super) fn of(gauges: &Gauges) -> Self {
         Self {
-            gauges,
+            gauges: *gauges,
             layout: gauges.layout.name.to_owned(),
             reason: gauges.layout.reason.to_owned(),
         }

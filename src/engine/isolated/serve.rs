@@ -163,7 +163,7 @@ async fn answer(
             match kind {
                 Kind::Ask if !engine.is_alive() => return Ok(ExitCode::FAILURE),
                 Kind::Ask => {
-                    let gauges = frame::json(Kind::Gauges, &Moving::of(engine.gauges()))?;
+                    let gauges = frame::json(Kind::Gauges, &Moving::of(&engine.gauges()))?;
                     control.write_all(&gauges).await?;
                 }
                 Kind::Stop => return Ok(ExitCode::SUCCESS),

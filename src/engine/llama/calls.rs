@@ -333,7 +333,7 @@ impl Worker {
                 sequence.job.end(end);
             }
         }
-        let sampled_us = clock::micros();
+        let chosen_at = clock::micros();
         for index in 0..self.rows.len() {
             let (id, _) = self.rows[index];
             let Some(sequence) = self.sequence(id) else {
@@ -347,9 +347,8 @@ impl Worker {
             };
             self.release(id, sound);
         }
-        let emitted_us = clock::micros();
-        let sample_us = sampled_us.saturating_sub(at);
-        let emit_us = emitted_us.saturating_sub(sampled_us);
+        let sample_us = chosen_at.saturating_sub(at);
+        let emit_us = clock::micros().saturating_sub(chosen_at);
         self.setup.counters.steps.sampled(sample_us, emit_us);
         sample_us + emit_us
     }
