@@ -275,3 +275,64 @@ async fn adapters_are_those_of_the_configuration() {
         .await;
     assert_eq!(refused.refusal().await, (404, "model_not_found".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_inside_and_what_happens_to_a_sequence_come_from_the_child() {
+    use sluicegate::engine::{Plan, SequenceState, config};
+    use sluicegate::generation::{Burst, Input, Moment, Request};
+
+    let settings = format!(
+        "name = 'seen'\npath = '{}'\n{SMALL}\nisolation = 'process'",
+        demo_file().display()
+    );
+    let model: config::Model = toml::from_str(&settings).unwrap();
+    let process = config::Process {
+        program: Some(program().to_owned()),
+        ..config::Process::default()
+    };
+    let metrics = sluicegate::telemetry::Metrics::new(["seen"]).unwrap();
+    let metrics = metrics.model("seen").clone();
+    let plan = Plan::configured(&model, &process, 16);
+    let load = tokio::task::spawn_blocking(move || plan.load(&metrics, &std::sync::Arc::default()));
+    let engine = within(load).await.unwrap().unwrap();
+
+    let idle = engine.inspect().await.unwrap();
+    let kv = idle.kv.expect("it has cells");
+    assert_eq!((kv.running, kv.kept, kv.free), (0, 0, kv.capacity));
+
+    let mut asked = Request::new(Input::Text("Once upon a time".into()));
+    asked.sampling.ignore_eos = Some(true);
+    asked.max_tokens = Some(1500);
+    let mut source = engine.start(&asked).await.unwrap().sources.remove(0);
+    let handle = source.canceller();
+    let mut burst = Burst::new();
+    within(std::future::poll_fn(|cx| source.poll_fill(cx, &mut burst))).await;
+    let mut told = Vec::new();
+    handle.moments(0, &mut |at, moment| told.push((at, moment)));
+    let kinds: Vec<_> = told.iter().map(|told| told.1).collect();
+    assert_eq!(kinds[..2], [Moment::Admitted, Moment::Prefilled]);
+    let first = burst.times()[0];
+    assert!(told[0].0 <= told[1].0 && told[1].0 <= first.at, "{told:?}");
+    assert!(first.bytes > 0);
+
+    // Nobody reads on: what is between the processes fills up, and then its ring.
+    let view = within(async {
+        loop {
+            let view = engine.inspect().await.unwrap();
+            if view
+                .sequences
+                .iter()
+                .any(|one| one.state == SequenceState::Paused)
+            {
+                break view;
+            }
+        }
+    });
+    let view = view.await;
+    assert_eq!(view.sequences.len(), 1);
+    assert_eq!(view.sequences[0].request, asked.id);
+    assert!(view.load.steps.decode_calls > 0 && view.load.pauses > 0);
+    drop(source);
+    within(engine.stop()).await;
+    assert!(engine.inspect().await.is_err());
+}
