@@ -4,7 +4,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use crate::support::{CHAT, Certified, Metrics, Served, chat_body, connect, gateway, within};
+use crate::support::{
+    CHAT, Certified, Metrics, Served, TestGateway, chat_body, connect, gateway, within,
+};
 
 /// Its events are some 60 KB.
 const MANY: &str = "scripted?text=abcd&tokens=300";
@@ -32,6 +34,14 @@ fn open(metrics: &Metrics) -> [(u64, u64); 4] {
             of(metrics, "requests_open", transport),
         )
     })
+}
+
+/// The metrics once every connection has ended. The page that first says so may have been begun before, and its
+/// counters may be older than its gauges.
+async fn closed(gateway: &TestGateway) -> Metrics {
+    let closed = |m: &Metrics| open(m) == [(0, 0); 4];
+    gateway.until("all is closed", closed).await;
+    gateway.metrics().await
 }
 
 /// Bytes went in this transport only: at least the body's, and not many more.
@@ -71,14 +81,13 @@ async fn bytes_and_what_is_open_are_counted_for_http1() {
     let gateway = gateway().scripted().start().await;
     let reply = gateway.chat(MANY, "x", r#""stream":true"#).send().await;
     let body = reply.bytes().await.len();
-    let closed = |m: &Metrics| open(m) == [(0, 0); 4];
-    carried(&gateway.until("it is closed", closed).await, "h1", body);
+    carried(&closed(&gateway).await, "h1", body);
 
     let mut reply = gateway.chat(SLOW, "x", r#""stream":true"#).send().await;
     reply.next_event().await.expect("it began");
     assert_eq!(open(&gateway.metrics().await)[0], (1, 1));
     drop(reply);
-    gateway.until("it is closed", closed).await;
+    closed(&gateway).await;
 }
 
 #[tokio::test]
@@ -102,8 +111,7 @@ async fn bytes_and_what_is_open_are_counted_for_http2_over_tls() {
     let metrics = gateway.until("the reset is counted", reset).await;
     assert_eq!(metrics.sum("http2_resets_total", &[]), 1);
     drop(sender);
-    let closed = |m: &Metrics| open(m) == [(0, 0); 4];
-    let metrics = gateway.until("it is closed", closed).await;
+    let metrics = closed(&gateway).await;
     carried(&metrics, "h2", body);
     assert_eq!(
         metrics.sum("tls_handshake_seconds_count", &["over=\"tcp\""]),
@@ -126,8 +134,7 @@ async fn bytes_packets_and_what_is_open_are_counted_for_quic() {
         1
     );
     drop((slow, http));
-    let closed = |m: &Metrics| open(m) == [(0, 0); 4];
-    let metrics = gateway.until("it is closed", closed).await;
+    let metrics = closed(gateway).await;
     carried(&metrics, "h3", body);
     let sent = metrics.sum("quic_packets_total", &["event=\"sent\""]);
     assert!(sent >= 10, "{sent}");
@@ -143,7 +150,7 @@ async fn bytes_packets_and_what_is_open_are_counted_for_quic() {
         1
     );
     drop((exchange, sluice));
-    let metrics = gateway.until("it is closed", closed).await;
+    let metrics = closed(gateway).await;
     assert_eq!(bytes(&metrics, "h3"), before);
     assert!(bytes(&metrics, "sluice")[1] > 2_000);
 }
