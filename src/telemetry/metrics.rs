@@ -200,7 +200,7 @@ impl Metrics {
 
     /// How many series there are; each model that gets ready has one more.
     fn series(&self) -> usize {
-        let text = self.render(&Scrape::default());
+        let text = self.write(&Scrape::default());
         let samples = text.lines();
         let samples = samples.filter(|line| !line.is_empty() && !line.starts_with('#'));
         samples.count() + self.own.len()
@@ -216,6 +216,12 @@ impl Metrics {
     /// not for a thread that carries streams.
     #[must_use]
     pub fn render(&self, scrape: &Scrape) -> String {
+        self.pull(scrape);
+        self.write(scrape)
+    }
+
+    /// Takes over what others keep.
+    fn pull(&self, scrape: &Scrape) {
         #[expect(clippy::cast_precision_loss, reason = "no process has 2^53 streams")]
         {
             self.streams_open.set(scrape.streams_open as f64);
@@ -225,6 +231,9 @@ impl Metrics {
         self.limits.pull(&scrape.limits);
         self.objective.pull(&self.slo, &scrape.traces);
         self.log_lines_dropped.absolute(scrape.log_lines_dropped);
+    }
+
+    fn write(&self, scrape: &Scrape) -> String {
         let mut text = Text::after(self.handle.render());
         self.transports.write(&mut text);
         text.family(&INTER_TOKEN);
