@@ -32,8 +32,11 @@ VARIABLES = {
 # How long Prometheus may take to see what was done; on a slow machine everything comes later, and is not wrong.
 PATIENCE = 60
 
-# Queries that have nothing to say in a healthy gateway, and why.
-SILENT = {}
+# Panels that may have nothing to say after so short a load, and why. Their queries must still be without error.
+SILENT = {
+    "capacity.json: Guesses that were right": "an engine guesses only where it has measured that it pays",
+    "streams.json: Streams reset by HTTP/2 peers": "clients that leave with their connection reset no stream",
+}
 
 # Series that no board, rule or alert asks for, and why.
 NOT_SHOWN = {
@@ -232,17 +235,19 @@ class Live(unittest.TestCase):
 
     def all_answer(self, queries):
         """Asks (where, expression) until each has an answer, all against one deadline."""
-        left = {(where, query) for where, query in queries if query not in SILENT}
+        left = set(queries)
         self.assertTrue(left)
         while left:
-            left = {(where, query) for where, query in left if not self.prometheus.ask(filled_in(query))}
+            left = {(where, query) for where, query in left if not self.prometheus.ask(filled_in(query)) and where not in SILENT}
             if time.monotonic() > self.deadline:
                 break
             time.sleep(0.2)
         self.assertEqual(sorted(left), [], "these have no data")
 
     def test_every_query_of_every_panel_has_data(self):
-        self.all_answer(stack.panel_queries())
+        queries = stack.panel_queries()
+        self.assertLessEqual(set(SILENT), {where for where, _ in queries})
+        self.all_answer(queries)
 
     def test_every_variable_of_every_board_has_values(self):
         for name, board in stack.boards().items():
