@@ -15,7 +15,7 @@ use crate::telemetry::trace::{Reason, TraceLoad};
 
 /// The series of traces and of the objective as a whole.
 pub(super) struct Objective {
-    objective: Gauge,
+    wanted: Gauge,
     burn: [Gauge; 2],
     kept: [Counter; Reason::ALL.len()],
     dropped: Counter,
@@ -25,7 +25,7 @@ pub(super) struct Objective {
 impl Objective {
     pub(super) fn new(recorder: &PrometheusRecorder) -> Self {
         Self {
-            objective: gauge(recorder, SLO_OBJECTIVE, &[]),
+            wanted: gauge(recorder, SLO_OBJECTIVE, &[]),
             burn: ["5m", "1h"].map(|window| gauge(recorder, SLO_BURN, &[("window", window)])),
             kept: Reason::ALL
                 .map(|reason| counter(recorder, TRACES_KEPT, &[("reason", reason.as_str())])),
@@ -35,7 +35,7 @@ impl Objective {
     }
 
     pub(super) fn pull(&self, slo: &Slo, traces: &TraceLoad) {
-        self.objective.set(1.0 - slo.budget());
+        self.wanted.set(1.0 - slo.budget());
         let burn = slo.burn();
         for (gauge, burn) in self.burn.iter().zip([burn.five_minutes, burn.hour]) {
             gauge.set(burn);
