@@ -221,6 +221,11 @@ class Stack(unittest.TestCase):
         port = stack.yaml(DOCKER / "loki.yaml")["server"]["http_listen_port"]
         self.assertEqual(exporters["otlphttp/loki"]["endpoint"], f"http://loki:{port}/otlp")
 
+    def test_the_gateway_sends_its_traces_to_the_collector(self):
+        grpc = stack.yaml(DOCKER / "otel-collector.yaml")["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
+        endpoint = self.services["gateway"]["environment"]["SLUICEGATE_TELEMETRY__OTLP_ENDPOINT"]
+        self.assertEqual(endpoint, f"http://otel-collector:{grpc.split(':')[1]}")
+
     def test_prometheus_scrapes_services_of_the_stack(self):
         for job in stack.yaml(DOCKER / "prometheus/prometheus.yml")["scrape_configs"]:
             for target in job["static_configs"][0]["targets"]:
