@@ -30,6 +30,7 @@ mod random;
 mod report;
 mod response;
 mod run;
+mod session;
 mod stats;
 mod table;
 mod target;
@@ -40,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
@@ -217,8 +218,7 @@ fn write_json(path: &Path, json: &Value, text: &str) -> Result<()> {
         return Ok(());
     }
     print!("{text}");
-    std::fs::write(path, format!("{json:#}\n"))
-        .with_context(|| format!("could not write {}", path.display()))
+    session::write(path, &format!("{json:#}\n"))
 }
 
 fn plan(options: &Options) -> Result<Plan> {

@@ -25,20 +25,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
-use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::gateway::Program;
 use results::Results;
 use scenario::{Bench, Measured, Scenario};
-use slo::Slo;
 
 use crate::folder::Folder;
-use crate::numbers::short;
+use crate::session;
 
 /// What a scenario may take beyond its time: starting, warming up, and the last answers.
 const GRACE: Duration = Duration::from_mins(1);
@@ -95,22 +91,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let slos = read_slos(options.slo.as_deref())?;
+    let slos = slo::read(session::read(options.slo.as_deref())?.as_deref())?;
     crate::raise_file_limit(FILES);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let folder = Folder::new("limits")?;
     let mut results: Vec<Results> = scenarios.iter().copied().map(Results::new).collect();
-    let end = LocalSet::new().block_on(&runtime, async {
-        let mut stop = signal(SignalKind::terminate())?;
-        tokio::select! {
-            // Whatever is dropped on the way out ends the processes that it started.
-            end = all(options, &scenarios, folder.path(), &mut results) => end,
-            _ = tokio::signal::ctrl_c() => bail!("stopped"),
-            _ = stop.recv() => bail!("stopped"),
-        }
-    });
+    let end = session::block_on(all(options, &scenarios, folder.path(), &mut results));
     // Also what was measured before the end came.
     print!("{}", results::report(&results, &slos));
     end?;
@@ -144,39 +129,18 @@ async fn all(
             let late = || bail!("not done after {} s", limit.as_secs());
             match measured.unwrap_or_else(|_| late()) {
                 Ok(Measured::Figures(figures)) => {
-                    let texts: Vec<String> = figures
-                        .iter()
-                        .map(|figure| format!("{} {}", figure.name, short(figure.value)))
-                        .collect();
-                    eprintln!("{round} {name}: {}", texts.join("; "));
+                    session::tell(round, name, &figures);
                     results.add(figures);
                 }
                 Ok(Measured::Skipped(why)) => {
                     eprintln!("{round} {name}: skipped: {why}");
                     results.skip(why);
                 }
-                Err(fault) => {
-                    eprintln!("{round} {name}: {fault:#}");
-                    results.fault(format!("round {round}: {fault:#}"));
-                }
+                Err(fault) => results.fault(session::fault(round, name, &fault)),
             }
         }
         // After each: an interrupted run has what it had.
-        if let Some(path) = &options.out {
-            let all: Vec<Value> = results.iter().map(Results::json).collect();
-            std::fs::write(path, format!("{:#}\n", json!(all)))
-                .with_context(|| format!("could not write {}", path.display()))?;
-        }
+        session::keep(options.out.as_deref(), results.iter().map(Results::json))?;
     }
     Ok(())
-}
-
-fn read_slos(path: Option<&Path>) -> Result<Vec<Slo>> {
-    let text = path
-        .map(|path| {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("could not read {}", path.display()))
-        })
-        .transpose()?;
-    slo::read(text.as_deref())
 }

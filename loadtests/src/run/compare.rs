@@ -6,7 +6,6 @@
 //! or that chance may have made, is none.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,10 +18,11 @@ use super::collector::Collector;
 use super::rank::{self, Ratio};
 use super::report::Report;
 use super::server::{Kind, Subject};
-use super::{Order, block_on, in_turn, measure, page, read, write};
+use super::{Order, in_turn, measure, page, read};
 use crate::folder::Folder;
 use crate::gateway::Program;
 use crate::numbers::{median, short};
+use crate::session::{self, block_on, write};
 use crate::table::markdown;
 
 /// How often an interval may miss the truth. Many figures are looked at, so that one in twenty would be too often.
@@ -145,10 +145,9 @@ enum Verdict {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ensure!(options.bound > 0.0, "a bound is above 0");
     let results = match &options.recorded {
-        Some(path) => {
-            let text = fs::read_to_string(path);
-            let text = text.with_context(|| format!("could not read {}", path.display()))?;
-            serde_json::from_str(&text).context("this is no file of results")?
+        Some(_) => {
+            let text = session::read(options.recorded.as_deref())?;
+            serde_json::from_str(&text.unwrap_or_default()).context("this is no file of results")?
         }
         None => record(options)?,
     };
@@ -254,8 +253,7 @@ fn overlay(file: Option<&Path>, collector: Option<&Collector>) -> Result<Table> 
     let Some(file) = file else {
         return Ok(Table::new());
     };
-    let text = fs::read_to_string(file);
-    let mut text = text.with_context(|| format!("could not read {}", file.display()))?;
+    let mut text = session::read(Some(file))?.unwrap_or_default();
     match collector {
         Some(collector) => {
             let url = format!("http://{}", collector.address);
@@ -417,6 +415,8 @@ fn report(rows: &[Row], bound: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;

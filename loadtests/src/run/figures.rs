@@ -138,16 +138,12 @@ pub(super) fn figures(scopes: &[Scope], outcome: &Outcome) -> (Vec<Figure>, Vec<
 fn notes(phase: &str, own: f64, late: f64) -> Vec<String> {
     let mut notes = Vec::new();
     if own >= BUSY {
-        notes.push(titled(
-            phase,
-            &format!("the generator used {own:.0} % of the one core that it can use: its times are in doubt"),
-        ));
+        let what = "the generator used all of the one core that it can use: its times are in doubt";
+        notes.push(titled(phase, what));
     }
     if late > LATE_MS {
-        notes.push(titled(
-            phase,
-            &format!("one request in a hundred was sent {late:.1} ms late or more; times count from when it was due"),
-        ));
+        let what = "requests were sent late (see there): times count from when they were due";
+        notes.push(titled(phase, what));
     }
     notes
 }

@@ -29,8 +29,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use toml::Table;
 
@@ -41,6 +39,7 @@ use server::{Kind, Peer, Server, Subject, further};
 use crate::folder::Folder;
 use crate::gateway::Program;
 use crate::net::{Dialer, Transport};
+use crate::session::{block_on, write};
 use crate::target::Target;
 
 /// Where scenarios are looked for by their names.
@@ -173,25 +172,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// Runs to its end, or until somebody stops it. What is dropped on the way out ends the processes that it started.
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    LocalSet::new().block_on(&runtime, async {
-        let mut stop = signal(SignalKind::terminate())?;
-        tokio::select! {
-            end = work => end,
-            _ = tokio::signal::ctrl_c() => bail!("stopped"),
-            _ = stop.recv() => bail!("stopped"),
-        }
-    })
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
 }
 
 /// Scenarios by name or path; all of a folder where none is named.

@@ -18,20 +18,16 @@ mod units;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
-use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::gateway::Program;
 use measure::Bench;
 use results::Results;
-use targets::Target;
 
 use crate::folder::Folder;
-use crate::numbers::short;
+use crate::session;
 
 /// The longest that one measurement may take in one round.
 const LIMIT: Duration = Duration::from_mins(3);
@@ -92,25 +88,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let targets = read_targets(options.targets.as_deref())?;
+    let targets = targets::read(session::read(options.targets.as_deref())?.as_deref())?;
     let files = crate::raise_file_limit(FILES);
     if files < FILES {
         eprintln!("the system allows {files} open files: ten thousand connections will fail");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let folder = Folder::new("transports")?;
     let mut results: Vec<Results> = units.iter().map(Results::new).collect();
-    let end = LocalSet::new().block_on(&runtime, async {
-        let mut stop = signal(SignalKind::terminate())?;
-        tokio::select! {
-            // Whatever is dropped on the way out ends the processes that it started.
-            end = all(options, &units, folder.path(), &mut results) => end,
-            _ = tokio::signal::ctrl_c() => bail!("stopped"),
-            _ = stop.recv() => bail!("stopped"),
-        }
-    });
+    let end = session::block_on(all(options, &units, folder.path(), &mut results));
     // Also what was measured before the end came.
     print!("{}", results::report(&results, &targets));
     end
@@ -138,35 +123,14 @@ async fn all(
             let late = || bail!("not done after {} s", LIMIT.as_secs());
             match measured.unwrap_or_else(|_| late()) {
                 Ok(figures) => {
-                    let texts: Vec<String> = figures
-                        .iter()
-                        .map(|figure| format!("{} {}", figure.name, short(figure.value)))
-                        .collect();
-                    eprintln!("{round} {}: {}", unit.name(), texts.join("; "));
+                    session::tell(round, &unit.name(), &figures);
                     results.add(figures);
                 }
-                Err(fault) => {
-                    eprintln!("{round} {}: {fault:#}", unit.name());
-                    results.fault(format!("round {round}: {fault:#}"));
-                }
+                Err(fault) => results.fault(session::fault(round, &unit.name(), &fault)),
             }
         }
         // After each: an interrupted run has what it had.
-        if let Some(path) = &options.out {
-            let all: Vec<Value> = results.iter().map(Results::json).collect();
-            std::fs::write(path, format!("{:#}\n", json!(all)))
-                .with_context(|| format!("could not write {}", path.display()))?;
-        }
+        session::keep(options.out.as_deref(), results.iter().map(Results::json))?;
     }
     Ok(())
-}
-
-fn read_targets(path: Option<&Path>) -> Result<Vec<Target>> {
-    let text = path
-        .map(|path| {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("could not read {}", path.display()))
-        })
-        .transpose()?;
-    targets::read(text.as_deref())
 }
