@@ -3,14 +3,15 @@
 //!
 //! A `scenario` says who asks and what; its `slo` says what should come of it. For each `server` a `phase` is run
 //! after the other: `callers` ask and `tally` what they see. `figures` are made of that, `attribution` of what the
-//! gateway says of itself. `report` prints, judges and writes JSON; `page` draws. `compare` asks two in turn, and `rank` tells
-//! chance from change.
+//! gateway says of itself. `report` prints, judges and writes JSON; `page` draws. `compare` asks two in turn, `judge`
+//! says whether the second is worse, and `rank` tells chance from change.
 
 mod attribution;
 mod callers;
 mod collector;
 pub(crate) mod compare;
 mod figures;
+mod judge;
 mod page;
 mod phase;
 mod plot;
