@@ -121,7 +121,7 @@ pub(super) fn figures(scopes: &[Scope], outcome: &Outcome) -> (Vec<Figure>, Vec<
             add(&format!("{what} max"), "ms", ms(times.max()));
         }
     }
-    if let Some([_, end]) = &outcome.metrics {
+    if let Some(([_, end], _)) = &outcome.metrics {
         add("series", "", float(metrics::series(end)));
     }
     let [begin, end] = outcome.own;
@@ -234,7 +234,10 @@ mod tests {
             spell: Duration::from_secs(1),
             server: Some([reading(0), reading(100)]),
             own: [reading(0), reading(950)],
-            metrics: Some([String::new(), "# x\na 1\nb{c=\"d\"} 2\n".to_owned()]),
+            metrics: Some((
+                [String::new(), "# x\na 1\nb{c=\"d\"} 2\n".to_owned()],
+                Duration::from_secs(1),
+            )),
             scrapes: None,
             healthz: None,
         }

@@ -31,8 +31,8 @@ pub(super) struct Outcome {
     pub(super) server: Option<[Reading; 2]>,
     /// This process.
     pub(super) own: [Reading; 2],
-    /// The server's metrics when measuring began and ended.
-    pub(super) metrics: Option<[String; 2]>,
+    /// The server's metrics when measuring began and after the last answer, and the time between.
+    pub(super) metrics: Option<([String; 2], Duration)>,
     /// How long reading the metrics took.
     pub(super) scrapes: Option<Histogram>,
     /// How long it took to say that all is well.
@@ -79,6 +79,7 @@ pub(super) async fn run(
         || -> Result<(Option<Reading>, Reading)> { Ok((server.reading()?, Reading::of("self")?)) };
     let (server_begin, own_begin) = readings()?;
     let metrics_begin = server.metrics().await?;
+    let told = Instant::now();
     let scrapes = phase
         .scrape
         .map(|every| Probe::start(Rc::clone(server), Ask::Metrics, every));
@@ -105,7 +106,9 @@ pub(super) async fn run(
         spell,
         server: server_begin.zip(server_end).map(<[_; 2]>::from),
         own: [own_begin, own_end],
-        metrics: metrics_begin.zip(metrics_end).map(<[_; 2]>::from),
+        metrics: metrics_begin
+            .zip(metrics_end)
+            .map(|both| (<[_; 2]>::from(both), told.elapsed())),
         scrapes,
         healthz,
     })

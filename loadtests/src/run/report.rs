@@ -69,13 +69,13 @@ impl Part {
         let (figures, notes) = figures::figures(&scopes, &outcome);
         self.figures.extend(figures);
         self.notes.extend(notes);
-        let seconds = outcome.spell.as_secs_f64();
         let metrics = outcome.metrics.as_ref();
         self.phases.push(PhasePart {
             name: outcome.name,
             spell: outcome.spell,
             scopes,
-            attribution: metrics.map(|metrics| attribution::read(metrics, seconds)),
+            attribution: metrics
+                .map(|(metrics, time)| attribution::read(metrics, time.as_secs_f64())),
         });
     }
 }
