@@ -63,10 +63,16 @@ impl Slo {
                 .map(|(value, over)| value / over)
                 .filter(|ratio| ratio.is_finite()),
         };
+        let unit = match (&self.over, figures.line(&self.figure)) {
+            (None, Some(line)) => line.unit,
+            _ => "",
+        };
         let over = self.over.as_ref();
         let over = over.map_or(String::new(), |over| format!(" / {over}"));
         Verdict {
-            objective: format!("{}{over} {}", self.figure, self.bound().words()),
+            objective: format!("{}{over} {} {unit}", self.figure, self.bound().words())
+                .trim_end()
+                .to_owned(),
             value,
             is_met: (self.is_relative() || !only_ratios)
                 .then(|| value.is_some_and(|value| self.bound().is_met(value))),
@@ -118,7 +124,7 @@ mod tests {
         lines.add(
             values
                 .iter()
-                .map(|(name, value)| figure(*name, "", *value))
+                .map(|(name, value)| figure(*name, "ms", *value))
                 .collect(),
         );
         lines
@@ -144,6 +150,10 @@ mod tests {
         let time = slo("gap p99", None, 29.0);
         assert_eq!(time.judge(&figures, false).is_met, Some(false));
         assert_eq!(time.judge(&figures, true).is_met, None);
+        assert_eq!(
+            time.judge(&figures, true).objective,
+            "gap p99 at most 29 ms"
+        );
         assert_eq!(
             slo("errors", None, 0.0).judge(&figures, true).is_met,
             Some(false)
