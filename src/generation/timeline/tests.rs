@@ -1,3 +1,5 @@
+//! What goes in comes out, within bounds.
+
 use proptest::prelude::*;
 
 use super::*;
