@@ -23,6 +23,7 @@ use tracing::{Instrument, info_span};
 
 use crate::auth::{Callers, Gate};
 use crate::config::{Config, Loaded};
+use crate::control::detail::Detail;
 use crate::control::log::LogFilter;
 use crate::control::reload::{Refused, Reloaded, Reloader};
 use crate::engine::Plan;
@@ -31,6 +32,7 @@ use crate::gateway::{Gateway, Parts, Phase};
 use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
 use crate::route::Registry;
+use crate::telemetry::profile::Recent;
 use crate::telemetry::{
     Metrics, ModelInfo, ModelScrape, PROCESS, Scrape, TicketLoad, Tracer, Upkeep,
 };
@@ -64,6 +66,7 @@ pub struct App {
     registry: Arc<Registry>,
     drain: Arc<ArcSwap<Drain>>,
     reloader: Arc<Reloader>,
+    detail: Detail,
     /// Streams that outlive their connection, if any may.
     streams: Option<Arc<Streams>>,
     public: Endpoint,
@@ -118,6 +121,10 @@ impl App {
     ///
     /// # Errors
     /// An address cannot be bound, or a thread cannot be started.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "everything is put together here, in the order in which it depends on each other"
+    )]
     pub fn start(loaded: Loaded, host: Host) -> anyhow::Result<Self> {
         let config = loaded.config.clone();
         let registry = Registry::new(plans(&config));
@@ -151,11 +158,18 @@ impl App {
             let set = Box::new(move |filter: &_| control.set(filter));
             Arc::new(LogFilter::new(config.telemetry.log.clone(), set))
         });
+        let recent = Arc::new(Recent::start(&config.profile, {
+            let slo = metrics.slo.clone();
+            Box::new(move || slo.burn().five_minutes)
+        })?);
+        let detail = Detail::new(tracer.clone(), recent.clone(), metrics.clone());
         let live = reload::Live {
             running: Mutex::new(loaded),
             reread: host.reread,
             log: log.clone(),
             tracer: tracer.clone(),
+            metrics: metrics.clone(),
+            recent: recent.clone(),
             gateway: gateway.clone(),
             limiter: limiter.clone(),
             kept: kept.clone(),
@@ -207,6 +221,8 @@ impl App {
         let ops = Endpoint::open(&listen, &config, None, |config| {
             let control = ops::Control {
                 registry: registry.clone(),
+                watch: watch.clone(),
+                recent: recent.clone(),
                 reloader: reloader.clone(),
                 log: log.clone(),
             };
@@ -250,6 +266,7 @@ impl App {
             registry,
             drain,
             reloader: reloader.clone(),
+            detail,
             streams,
             public,
             ops,
@@ -301,6 +318,12 @@ impl App {
     /// Something is wrong with it; then nothing has changed.
     pub async fn reload(&self, why: &'static str) -> Result<Reloaded, Refused> {
         self.reloader.reload(why).await
+    }
+
+    /// How much is recorded in traces and profiles.
+    #[must_use]
+    pub fn detail(&self) -> &Detail {
+        &self.detail
     }
 
     /// Ends everything in order: not ready at once; new work refused after the lag; running streams

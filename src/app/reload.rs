@@ -12,7 +12,8 @@ use crate::gateway::Gateway;
 use crate::gateway::settings::{Drain, Patience};
 use crate::generation::chain;
 use crate::limit::{self, Limiter};
-use crate::telemetry::{LogControl, Tracer};
+use crate::telemetry::profile::Recent;
+use crate::telemetry::{LogControl, Metrics, Tracer};
 use crate::transport::listen::WriteTimeout;
 
 /// Reads the sources of the configuration again.
@@ -42,6 +43,8 @@ pub(super) struct Live {
     pub(super) drain: Arc<ArcSwap<Drain>>,
     pub(super) log: Option<Arc<LogFilter>>,
     pub(super) tracer: Arc<Tracer>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) recent: Arc<Recent>,
 }
 
 impl Live {
@@ -92,6 +95,10 @@ impl Live {
             log.configure(&new.telemetry.log);
         }
         self.tracer.set(&new.telemetry.traces);
+        self.metrics.slo.set(&new.telemetry.slo);
+        if old.profile != new.profile {
+            self.recent.set(&new.profile);
+        }
         if let Some(callers) = callers {
             let streams = self.gateway.set_callers(callers);
             if streams > 0 {

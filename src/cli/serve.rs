@@ -54,7 +54,12 @@ async fn serve(
         reread,
     };
     let app = App::start(loaded, host)?;
-    let Signals { end, reload } = signals;
+    let Signals {
+        end,
+        reload,
+        more,
+        less,
+    } = signals;
     let serving = async {
         tokio::select! {
             loaded = app.loaded() => loaded.map_err(anyhow::Error::msg)?,
@@ -64,16 +69,19 @@ async fn serve(
         end.next().await;
         Ok(())
     };
-    let reloading = async {
-        // The log says how it went.
-        while reload.recv().await.is_some() {
-            let _ = app.reload("SIGHUP").await;
+    let operating = async {
+        loop {
+            tokio::select! {
+                // The log says how it went.
+                _ = reload.recv() => drop(app.reload("SIGHUP").await),
+                _ = more.recv() => app.detail().double(),
+                _ = less.recv() => app.detail().halve(),
+            }
         }
-        std::future::pending().await
     };
     let ended: anyhow::Result<()> = tokio::select! {
         ended = serving => ended,
-        never = reloading => never,
+        never = operating => never,
     };
     ended?;
     Ok(drain(app, end).await)
@@ -112,6 +120,8 @@ fn announce(app: &App) {
 struct Signals {
     end: End,
     reload: Signal,
+    more: Signal,
+    less: Signal,
 }
 
 /// What ends the process: a terminal's Ctrl-C, or a supervisor.
@@ -129,6 +139,8 @@ impl Signals {
                 interrupt: listen(SignalKind::interrupt())?,
             },
             reload: listen(SignalKind::hangup())?,
+            more: listen(SignalKind::user_defined1())?,
+            less: listen(SignalKind::user_defined2())?,
         })
     }
 }

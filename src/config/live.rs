@@ -23,6 +23,8 @@ const LIVE: &[&str] = &[
     "drain",
     "telemetry.log",
     "telemetry.traces",
+    "telemetry.slo",
+    "profile",
 ];
 
 /// What is built once: sockets, memory, engines, threads.
@@ -54,9 +56,6 @@ const RESTART: &[&str] = &[
     "telemetry.metrics",
     "telemetry.otlp_endpoint",
     "telemetry.otlp_protocol",
-    "telemetry.traces.queue",
-    "telemetry.traces.queue_bytes",
-    "telemetry.slo",
 ];
 
 /// What is not shown, whatever it is.

@@ -69,8 +69,10 @@ pub struct Config {
     pub models: Vec<Model>,
     /// What concerns llama.cpp as a whole.
     pub engine: Process,
-    /// Logs.
+    /// Logs, metrics and traces.
     pub telemetry: telemetry::Config,
+    /// Where the time goes.
+    pub profile: telemetry::profile::config::Config,
 }
 
 impl Config {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::engine::Gauges;
+use crate::engine::{EngineView, Gauges};
+use crate::generation::{Failure, Kind};
 use crate::route::Registry;
 
 /// All models, ready or not.
@@ -55,6 +56,62 @@ struct PrefixCache {
 struct Threads {
     decode: u32,
     prefill: u32,
+}
+
+/// What the engines are doing, sequence by sequence.
+#[derive(Debug, Serialize)]
+pub struct Looks {
+    models: Vec<Look>,
+}
+
+#[derive(Debug, Serialize)]
+struct Look {
+    name: Arc<str>,
+    /// Why nothing is known, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unavailable: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<EngineView>,
+}
+
+/// What every engine is doing, or the one of `model`. Each is asked between two of its steps, and none is
+/// waited for longer than a second.
+///
+/// # Errors
+/// `NotFound` if there is no such model.
+pub async fn look(registry: &Registry, model: Option<&str>) -> Result<Looks, Failure> {
+    let is_wanted = |name: &str| model.is_none_or(|model| model == name);
+    let mut models = Vec::new();
+    for engine in registry.ready() {
+        let name = engine.card().name.clone();
+        if is_wanted(&name) {
+            let (engine, unavailable) = match engine.inspect().await {
+                Ok(view) => (Some(view), None),
+                Err(failure) => (None, Some(failure.message.into_owned())),
+            };
+            models.push(Look {
+                name,
+                unavailable,
+                engine,
+            });
+        }
+    }
+    for (name, reason) in registry.not_ready() {
+        if is_wanted(&name) {
+            models.push(Look {
+                name: name.into(),
+                unavailable: Some(reason),
+                engine: None,
+            });
+        }
+    }
+    match model.filter(|_| models.is_empty()) {
+        None => Ok(Looks { models }),
+        Some(model) => Err(Failure::new(
+            Kind::NotFound,
+            format!("There is no model {model}."),
+        )),
+    }
 }
 
 /// How every model runs.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tracing::Instrument;
 
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, PROCESS};
 
 /// What is shown instead of a secret.
 const CHANGED: &str = "(changed)";
@@ -76,7 +76,7 @@ impl Reloader {
     /// # Errors
     /// Something is wrong with what was read; then nothing has changed.
     pub async fn reload(&self, why: &'static str) -> Result<Reloaded, Refused> {
-        let span = tracing::info_span!("reload", why);
+        let span = tracing::info_span!(target: PROCESS, "reload", why);
         async {
             let _turn = self.turn.lock().await;
             let apply = self.apply.clone();

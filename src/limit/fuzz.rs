@@ -105,7 +105,7 @@ fn limiter(streams: usize, clock: &Clock) -> Option<Limiter> {
     class.tokens_per_minute = std::num::NonZeroU32::new(6000);
     class.streams = u32::try_from(streams).ok()?.try_into().ok();
     let metrics = Arc::new(Metrics::new([MODEL]).ok()?);
-    let store = Arc::new(Kept::open(&limits, None, &clock));
+    let store = Arc::new(Kept::open(&limits, None, clock));
     Some(Limiter::new(
         &limits,
         [MODEL],

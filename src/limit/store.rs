@@ -45,11 +45,12 @@ impl Kept {
         if !limits.has_quotas() {
             return;
         }
-        match &self.file {
-            Some(file) => self.ledger.remember(file.clone()),
-            None => tracing::warn!(
+        if let Some(file) = &self.file {
+            self.ledger.remember(file.clone());
+        } else {
+            tracing::warn!(
                 "no state directory is known (server.state_dir): quotas are forgotten at the end"
-            ),
+            );
         }
     }
 

@@ -4,6 +4,7 @@
 //! waits, and metric handles are looked up when a model is set up, never when something is counted.
 
 pub mod config;
+pub mod profile;
 mod logs;
 mod metrics;
 mod request;

@@ -1,11 +1,16 @@
 //! The operator's API over HTTP: paths to calls of `control`, and who may take them.
 
+mod profile;
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRef, Path, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -17,21 +22,29 @@ use super::listen::Peer;
 use crate::auth::Shown;
 use crate::control::log::{self, LogFilter};
 use crate::control::reload::{Refused, Reloader};
-use crate::control::{adapters, engines};
+use crate::control::{adapters, engines, streams};
 use crate::engine::config;
 use crate::gateway::Gateway;
-use crate::generation::{Failure, Kind, Scopes, clock};
+use crate::generation::{Failure, Kind, RequestId, Scopes, Watch, clock};
 use crate::route::Registry;
+use crate::telemetry::profile::Recent;
 use crate::wire;
 
 /// Most bytes of a body: a name, a path and a number.
 const MAX_BODY: usize = 64 * 1024;
+
+/// Streams in one answer at the most: as many as a person or a script can make something of.
+const MOST_STREAMS: usize = 100_000;
 
 /// What operators look at and change.
 #[derive(Clone)]
 pub struct Control {
     /// The models.
     pub registry: Arc<Registry>,
+    /// The open streams.
+    pub watch: Arc<Watch>,
+    /// Profiles.
+    pub recent: Arc<Recent>,
     /// Reads the configuration again.
     pub reloader: Arc<Reloader>,
     /// What is logged, if that can be changed.
@@ -41,6 +54,12 @@ pub struct Control {
 impl FromRef<Control> for Arc<Registry> {
     fn from_ref(control: &Control) -> Self {
         control.registry.clone()
+    }
+}
+
+impl FromRef<Control> for Arc<Watch> {
+    fn from_ref(control: &Control) -> Self {
+        control.watch.clone()
     }
 }
 
@@ -64,10 +83,14 @@ pub fn router(control: Control) -> Router {
         .route("/ops/v1/models", get(list_engines))
         .route(ADAPTERS, get(list_adapters).post(add_adapter))
         .route(ADAPTER, delete(remove_adapter))
+        .route("/ops/v1/engine", get(look_at_engines))
+        .route("/ops/v1/streams", get(list_streams))
+        .route("/ops/v1/streams/{id}", delete(cancel_stream))
         .route("/ops/v1/reload", post(reload))
         .route("/ops/v1/log", get(show_log).put(change_log))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(control)
+        .with_state(control.clone())
+        .merge(profile::router(control.recent))
 }
 
 /// Asks for a key in front of all of the operator's paths but the probes.
@@ -101,7 +124,9 @@ fn may(gateway: &Gateway, request: &Request) -> Result<(), Failure> {
         today: clock::unix_seconds(),
         ..Shown::default()
     })?;
-    let looks_only = matches!(*request.method(), Method::GET | Method::HEAD);
+    // A profile is only looked at, but it costs something to make, and tells much.
+    let looks_only = matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.uri().path().starts_with("/debug/");
     let scope = if looks_only {
         Scopes::OPS_READ
     } else {
@@ -150,13 +175,98 @@ async fn remove_adapter(
     }
 }
 
+/// `?model=`, or all of them.
+async fn look_at_engines(State(registry): State<Arc<Registry>>, uri: Uri) -> Response {
+    let mut model = None;
+    for (name, value) in query(&uri) {
+        match &*name {
+            "model" => model = Some(value),
+            _ => return fail(&unknown(&name, "model")),
+        }
+    }
+    answer(
+        StatusCode::OK,
+        engines::look(&registry, model.as_deref()).await,
+    )
+}
+
+/// `?model=`, `?caller=` and `?limit=`, in any order.
+async fn list_streams(State(watch): State<Arc<Watch>>, uri: Uri) -> Response {
+    let wanted = || {
+        let mut wanted = streams::Wanted::default();
+        for (name, value) in query(&uri) {
+            match &*name {
+                "model" => wanted.model = Some(value),
+                "caller" => wanted.caller = Some(value),
+                "limit" => wanted.limit = Some(number(&name, &value, 1..=MOST_STREAMS)?),
+                _ => return Err(unknown(&name, "model, caller, limit")),
+            }
+        }
+        Ok(wanted)
+    };
+    answer(
+        StatusCode::OK,
+        wanted().map(|wanted| streams::list(&watch, &wanted)),
+    )
+}
+
+async fn cancel_stream(
+    State(watch): State<Arc<Watch>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let cancelled = refuse_foreign_pages(&headers).and_then(|()| {
+        let id = RequestId::parse(&id)
+            .ok_or_else(|| Failure::invalid("id", "This is no request id."))?;
+        streams::cancel(&watch, &id)
+    });
+    match cancelled {
+        Ok(_) => StatusCode::NO_CONTENT.into_response(),
+        Err(failure) => fail(&failure),
+    }
+}
+
+/// What stands behind the question mark.
+fn query(uri: &Uri) -> Vec<(String, String)> {
+    let decoded = |text: &str| {
+        let text = text.replace('+', " ");
+        let text = percent_encoding::percent_decode_str(&text).decode_utf8_lossy();
+        text.into_owned()
+    };
+    let pairs = uri.query().unwrap_or_default().split('&');
+    pairs
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decoded(name), decoded(value))
+        })
+        .collect()
+}
+
+fn number<T>(name: &str, value: &str, range: RangeInclusive<T>) -> Result<T, Failure>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    let number = value.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        let (least, most) = range.into_inner();
+        let message = format!("{name} is a number from {least} to {most}.");
+        Failure::invalid(name.to_owned(), message)
+    })
+}
+
+fn unknown(name: &str, known: &str) -> Failure {
+    let message = format!("{name:?} means nothing here; what does: {known}.");
+    Failure::invalid(name.to_owned(), message)
+}
+
 /// `422`: the request was fine, what it made us read was not.
 async fn reload(State(reloader): State<Arc<Reloader>>, headers: HeaderMap) -> Response {
     if let Err(failure) = refuse_foreign_pages(&headers) {
         return fail(&failure);
     }
     match reloader.reload("POST /ops/v1/reload").await {
-        Ok(reloaded) => answer(StatusCode::OK, Ok(reloaded)),
+        Ok(done) => answer(StatusCode::OK, Ok(done)),
         Err(Refused(problems)) => {
             let failure = Failure::new(Kind::Invalid, problems).with_code("invalid_configuration");
             let mut response = fail(&failure);

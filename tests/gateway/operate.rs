@@ -1,4 +1,6 @@
 //! What operators do to a running gateway.
 
 mod process;
+mod profile;
 mod reload;
+mod streams;

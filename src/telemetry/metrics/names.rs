@@ -243,7 +243,13 @@ pub(super) const SLO_BURN: &str = "sluicegate_slo_burn_rate";
 pub(super) const SLO_OBJECTIVE: &str = "sluicegate_slo_objective";
 pub(super) const TRACE_RATIO: &str = "sluicegate_trace_ratio";
 
+pub(super) const DETAIL: &str = "sluicegate_detail_factor";
+
 pub(super) const GAUGES: &[(&str, &str)] = &[
+    (
+        DETAIL,
+        "How many times as much as configured is recorded in traces and profiles.",
+    ),
     (
         SLO_BURN,
         "How many times faster than allowed the budget of bad requests is used up, by window.",

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use super::names::{CONFIG_RELOADED_AT, CONFIG_RELOADS};
+use super::names::{CONFIG_RELOADED_AT, CONFIG_RELOADS, DETAIL};
 use super::{counter, gauge};
 
 /// Reloads, and what was turned while serving.
@@ -13,6 +13,7 @@ pub struct Operations {
     applied: Counter,
     refused: Counter,
     reloaded_at: Gauge,
+    detail: Gauge,
 }
 
 impl Operations {
@@ -22,6 +23,7 @@ impl Operations {
             applied: reloads("applied"),
             refused: reloads("refused"),
             reloaded_at: gauge(recorder, CONFIG_RELOADED_AT, &[]),
+            detail: gauge(recorder, DETAIL, &[]),
         };
         // What runs at first was read just now.
         operations.reloaded_at.set(now());
@@ -36,6 +38,13 @@ impl Operations {
         } else {
             self.refused.increment(1);
         }
+    }
+}
+
+impl Operations {
+    /// How many times as much as configured is recorded in traces and profiles.
+    pub fn detail(&self, factor: f64) {
+        self.detail.set(factor);
     }
 }
 

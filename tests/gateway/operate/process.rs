@@ -212,3 +212,32 @@ async fn the_log_is_as_detailed_as_an_operator_wants_for_a_while() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn two_signals_turn_the_detail_up_and_down_within_bounds() {
+    let mut process = Process::start("[profile]\nenabled = true").await;
+    let turn = async |signal: Signal, factor: f64| {
+        process.signal(signal);
+        within(async {
+            while (process.metrics().await.value("detail_factor") - factor).abs() > f64::EPSILON {
+                tokio::time::sleep(LOOK).await;
+            }
+        })
+        .await;
+    };
+    for factor in [2.0, 4.0, 8.0, 16.0, 16.0] {
+        turn(Signal::USR1, factor).await;
+    }
+    for factor in [8.0, 4.0, 2.0, 1.0, 0.5] {
+        turn(Signal::USR2, factor).await;
+    }
+    let recent = process.ask("GET", "/debug/pprof/recent?format=folded", "");
+    assert_eq!(recent.send().await.status, 200);
+    process.rewrite("[profile]\nenabled = false");
+    process.signal(Signal::HUP);
+    let applied = ["result=\"applied\""];
+    process.until("config_reloads_total", &applied, 1).await;
+    let recent = process.ask("GET", "/debug/pprof/recent", "");
+    assert_eq!(recent.send().await.status, 404);
+    assert_eq!(process.end().await, Some(0));
+}

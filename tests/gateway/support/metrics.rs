@@ -45,6 +45,12 @@ impl Metrics {
         }
     }
 
+    /// The one series of this name.
+    pub(crate) fn value(&self, name: &str) -> f64 {
+        let value = self.0.get(&format!("sluicegate_{name}"));
+        *value.unwrap_or_else(|| panic!("there is no {name} in\n{self}"))
+    }
+
     /// Requests that ended in this way.
     pub(crate) fn ended(&self, outcome: &str) -> u64 {
         self.sum("requests_total", &[&format!("outcome=\"{outcome}\"")])
