@@ -7,6 +7,7 @@
 mod aliases;
 pub(super) mod config;
 mod engine;
+mod families;
 mod gaps;
 mod limits;
 mod load;
