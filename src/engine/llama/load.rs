@@ -58,9 +58,7 @@ pub(super) fn load(
     metrics: &Arc<ModelMetrics>,
     loading: &Arc<Loading>,
 ) -> Result<Arc<LlamaEngine>, LoadError> {
-    let reading = tracing::info_span!(target: PROCESS, "read").entered();
     let (model, summary, file) = map(weights, settings, process, loading)?;
-    drop(reading);
     let model_id = model_id(&file, settings).map_err(|source| LoadError::Read {
         path: weights.label(),
         source,
@@ -82,7 +80,6 @@ pub(super) fn load(
     let params = context_params(settings, &model);
     let plan = vectors::Plan::new(settings, &summary.vectors, &params, &model);
     let (embedder, vectors) = embedder(plan, summary.vectors.rank_template.clone());
-    let starting = tracing::info_span!(target: PROCESS, "start engine").entered();
     let running = start(
         name,
         settings,
@@ -95,7 +92,6 @@ pub(super) fn load(
         metrics,
         vectors,
     )?;
-    drop(starting);
     tracing::info!(
         model = name,
         architecture = summary.architecture.as_str(),
@@ -212,6 +208,7 @@ pub(super) fn map(
     process: &Process,
     loading: &Arc<Loading>,
 ) -> Result<(LlamaModel, Summary, File), LoadError> {
+    let _reading = tracing::info_span!(target: PROCESS, "read").entered();
     let backend = ffi::backend(match process.numa {
         config::Numa::Off => Numa::Off,
         config::Numa::Distribute => Numa::Distribute,
@@ -313,6 +310,7 @@ fn start(
     metrics: &Arc<ModelMetrics>,
     vectors: Option<VectorWork>,
 ) -> Result<Running, LoadError> {
+    let _starting = tracing::info_span!(target: PROCESS, "start engine").entered();
     let counters = Arc::new(Counters::default());
     let threads = Arc::new(Threads::default());
     let stopping = Arc::new(AtomicBool::new(false));

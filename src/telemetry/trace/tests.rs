@@ -53,8 +53,8 @@ pub(super) fn work(model: &str, outcome: Outcome) -> Work {
                 cached_tokens: 4,
                 completion_tokens: 2,
             },
-            time_to_first_token: Some(Duration::from_micros(2000)),
-            duration: Duration::from_micros(8000),
+            time_to_first_token: Some(Duration::from_millis(2)),
+            duration: Duration::from_millis(8),
             max_gap_us: 1000,
         },
         timeline: Timeline::default(),
@@ -174,7 +174,7 @@ fn callers_who_leave_are_no_error() {
 #[test]
 fn long_stalls_have_spans_but_not_without_end() {
     let mut slow = work("m", Outcome::Ok);
-    slow.record.duration = Duration::from_secs(60);
+    slow.record.duration = Duration::from_mins(1);
     for stall in 1..=20 {
         slow.timeline
             .moment(stall * 1_000_000, Moment::Stalled(500_000));

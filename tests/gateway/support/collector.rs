@@ -129,22 +129,18 @@ impl Drop for Collector {
 pub(crate) fn said(attributes: &[KeyValue]) -> HashMap<&str, String> {
     let pairs = attributes
         .iter()
-        .map(|pair| (&*pair.key, text(&pair.value)));
+        .map(|pair| (&*pair.key, text(pair.value.as_ref())));
     pairs.collect()
 }
 
-fn text(value: &Option<AnyValue>) -> String {
-    match value.as_ref().and_then(|value| value.value.as_ref()) {
+fn text(value: Option<&AnyValue>) -> String {
+    match value.and_then(|value| value.value.as_ref()) {
         Some(Value::StringValue(text)) => text.clone(),
         Some(Value::IntValue(number)) => number.to_string(),
         Some(Value::DoubleValue(number)) => number.to_string(),
         Some(Value::BoolValue(yes)) => yes.to_string(),
         Some(Value::ArrayValue(list)) => {
-            let texts: Vec<_> = list
-                .values
-                .iter()
-                .map(|value| text(&Some(value.clone())))
-                .collect();
+            let texts: Vec<_> = list.values.iter().map(|value| text(Some(value))).collect();
             texts.join(",")
         }
         other => format!("{other:?}"),
