@@ -59,8 +59,6 @@ struct Lane {
     connections: Vec<Connection>,
     turn: Cell<usize>,
     tally: RefCell<Tally>,
-    /// Requests under way that count.
-    waiting: Cell<u64>,
 }
 
 /// Makes requests: each other words, the same in every run.
@@ -192,9 +190,10 @@ impl Callers {
             let all = async { while self.tasks.join_next().await.is_some() {} };
             let _ = timeout(patience, all).await;
         }
+        self.tasks.shutdown().await;
         for lane in &self.shared.lanes {
-            let left = lane.waiting.get();
             let mut tally = lane.tally.borrow_mut();
+            let left = tally.due - tally.ends();
             if drains && left > 0 {
                 // Who is still waiting was not served, and does not get lost by being late.
                 tally.unanswered(left, patience);
@@ -202,7 +201,6 @@ impl Callers {
                 tally.running = left;
             }
         }
-        self.tasks.shutdown().await;
         let lanes = self.shared.lanes.iter();
         lanes
             .map(|lane| (lane.transport, lane.tally.take()))
@@ -228,22 +226,26 @@ impl Lane {
             connections,
             turn: Cell::new(0),
             tally: RefCell::default(),
-            waiting: Cell::new(0),
         })
     }
 }
 
 impl Shared {
-    fn lane(&self) -> &Lane {
+    /// A request is due: which lane it takes, and its times. Counted here and not when it is sent, so that none is
+    /// lost to a generator that does not come to sending it.
+    fn due(&self, intended: Instant, counts: bool) -> (usize, Timeline) {
         let turn = self.turn.get();
         self.turn.set(turn + 1);
-        &self.lanes[self.order[turn % self.order.len()]]
+        let lane = self.order[turn % self.order.len()];
+        self.lanes[lane].tally.borrow_mut().due += u64::from(counts);
+        (lane, Timeline::new(intended, counts))
     }
 
     async fn again_and_again(&self) {
         while !self.window.is_over(Instant::now()) {
             let now = Instant::now();
-            if !self.ask(now, self.window.holds(now), &mut || {}).await {
+            let due = self.due(now, self.window.holds(now));
+            if !self.ask(due, &mut || {}).await {
                 sleep(AFTER_FAILURE).await;
             }
         }
@@ -258,7 +260,8 @@ impl Shared {
                 self.settled.set(self.settled.get() + 1);
             }
         };
-        self.ask(Instant::now(), true, &mut settle).await;
+        let due = self.due(Instant::now(), true);
+        self.ask(due, &mut settle).await;
         settle();
     }
 
@@ -285,27 +288,23 @@ impl Shared {
             }
             while asked.try_join_next().is_some() {}
             for _ in 0..count {
+                let due = self.due(at, self.window.holds(at));
                 let shared = Rc::clone(&self);
-                asked.spawn_local(async move {
-                    let counts = shared.window.holds(at);
-                    shared.ask(at, counts, &mut || {}).await
-                });
+                asked.spawn_local(async move { shared.ask(due, &mut || {}).await });
             }
         }
         while asked.join_next().await.is_some() {}
     }
 
     /// Asks once; whether all went well.
-    async fn ask(&self, intended: Instant, counts: bool, begun: &mut impl FnMut()) -> bool {
-        let lane = self.lane();
-        let mut timeline = Timeline::new(intended, counts);
-        if counts {
-            let passed = intended.elapsed();
+    async fn ask(&self, (lane, mut timeline): (usize, Timeline), begun: &mut impl FnMut()) -> bool {
+        let lane = &self.lanes[lane];
+        if timeline.counts {
+            let passed = timeline.intended.elapsed();
             lane.tally.borrow_mut().late.record(passed, 1);
         }
         let end = if self.under_way.get() < MOST_UNDER_WAY {
-            let _place = Place::take(&self.under_way, 1);
-            let _counted = Place::take(&lane.waiting, u64::from(counts));
+            let _place = Place::take(&self.under_way);
             self.exchange(lane, &mut timeline, begun).await
         } else {
             Err(Fault::Broken(format!(
@@ -361,20 +360,20 @@ impl Shared {
 }
 
 /// Counted for as long as this is kept, however it ends.
-struct Place<'a> {
-    count: &'a Cell<u64>,
-    of: u64,
-}
+struct Place<'a>(&'a Cell<u64>);
 
 impl<'a> Place<'a> {
-    fn take(count: &'a Cell<u64>, of: u64) -> Self {
-        count.set(count.get() + of);
-        Self { count, of }
+    fn take(count: &'a Cell<u64>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.count.set(self.count.get() - self.of);
+        self.0.set(self.0.get() - 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,7 +159,7 @@ fn of_tally(name: &str, tally: &Tally, seconds: f64) -> Vec<Figure> {
             add(&format!("{what} max"), "ms", ms(times.max()));
         }
     }
-    let requests = float(tally.requests().max(1));
+    let requests = float(tally.due.max(1));
     let share = |count: u64| 100.0 * float(count) / requests;
     add("tokens", "/s", float(tally.tokens) / seconds);
     add("answers", "/s", float(tally.finished) / seconds);

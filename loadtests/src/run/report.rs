@@ -253,7 +253,7 @@ impl PhasePart {
             }
             json!({
                 "name": scope.name,
-                "requests": tally.requests(),
+                "requests": tally.due,
                 "finished": tally.finished,
                 "running": tally.running,
                 "refused": tally.refused,

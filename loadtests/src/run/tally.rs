@@ -70,6 +70,8 @@ pub(super) struct Tally {
     pub(super) points: Vec<u64>,
     /// Tokens.
     pub(super) tokens: u64,
+    /// Requests that were due and count.
+    pub(super) due: u64,
     /// Answers that ended well.
     pub(super) finished: u64,
     /// Answers that said to come again.
@@ -165,9 +167,9 @@ impl Tally {
         *self.kinds.entry(kind).or_default() += count;
     }
 
-    /// Requests that count.
-    pub(super) fn requests(&self) -> u64 {
-        self.finished + self.refused + self.truncated + self.errors + self.running
+    /// Answers that have ended, in whatever way.
+    pub(super) fn ends(&self) -> u64 {
+        self.finished + self.refused + self.truncated + self.errors
     }
 
     /// Adds what others have seen.
@@ -183,6 +185,7 @@ impl Tally {
             *count += more;
         }
         self.tokens += other.tokens;
+        self.due += other.due;
         self.finished += other.finished;
         self.refused += other.refused;
         self.truncated += other.truncated;
@@ -234,10 +237,7 @@ mod tests {
         tally.read(&window, &mut timeline, begin + 11 * MS, 1);
         tally.read(&window, &mut timeline, begin + 2000 * MS, 1);
         tally.ended(&timeline, begin + 2000 * MS, Ok(()));
-        assert_eq!(
-            (tally.tokens, tally.gap.count(), tally.requests()),
-            (1, 1, 0)
-        );
+        assert_eq!((tally.tokens, tally.gap.count(), tally.ends()), (1, 1, 0));
         assert_eq!(tally.first_token.count(), 0);
         assert!(window.is_over(begin + 1010 * MS) && !window.is_over(begin + 1009 * MS));
     }
@@ -257,10 +257,10 @@ mod tests {
             tally.ended(&Timeline::new(begin, true), begin, Err(fault));
         }
         assert_eq!((tally.refused, tally.truncated, tally.errors), (2, 1, 3));
-        assert_eq!(tally.requests(), 6);
+        assert_eq!(tally.ends(), 6);
         let mut sum = tally.clone();
         sum.merge(&tally);
-        assert_eq!((sum.requests(), sum.kinds["status 429"]), (12, 2));
+        assert_eq!((sum.ends(), sum.kinds["status 429"]), (12, 2));
         for n in 0..100 {
             sum.kind(format!("{n}"), 1);
         }
