@@ -163,15 +163,16 @@ impl Dialer {
         let failed = |error: &dyn std::fmt::Display| format!("send: {error}");
         match connection {
             Connection::Http1(kept) => {
-                let kept = kept.borrow_mut().pop();
-                let mut socket = match kept.and_then(Socket::if_open) {
+                let kept = kept.borrow_mut().pop().and_then(Socket::if_open);
+                let is_kept = kept.is_some();
+                let mut socket = match kept {
                     Some(socket) => socket,
                     None => self.socket().await?,
                 };
                 let request = request::bytes(self.transport, &self.site, body);
                 socket.write_all(&request).await.map_err(|e| failed(&e))?;
                 socket.flush().await.map_err(|e| failed(&e))?;
-                Ok(Stream::http1(socket))
+                Ok(Stream::http1(socket, is_kept))
             }
             Connection::Http2(requests, _) => {
                 let mut requests = requests.clone().ready().await.map_err(|e| failed(&e))?;

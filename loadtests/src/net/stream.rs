@@ -25,6 +25,7 @@ const CHUNKS: usize = 32;
 pub(crate) struct Stream {
     body: Body,
     count: Count,
+    is_kept: bool,
 }
 
 enum Body {
@@ -54,6 +55,8 @@ pub(crate) enum Fault {
     Status(u16),
     /// A failure that the stream tells.
     Told(String),
+    /// The server closed a connection that was kept, before it saw the request: no answer at all. Ask again.
+    Stale,
     /// It ended before its end.
     Cut(&'static str),
     /// A connection that failed, or words that cannot be read.
@@ -65,6 +68,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Status(status) => write!(f, "status {status}"),
             Self::Told(text) => write!(f, "in the stream: {text}"),
+            Self::Stale => f.write_str("closed before an answer"),
             Self::Cut(how) => f.write_str(how),
             Self::Broken(text) => f.write_str(text),
         }
@@ -84,9 +88,10 @@ thread_local! {
 }
 
 impl Stream {
-    /// Over a socket of its own.
-    pub(crate) fn http1(socket: Socket) -> Self {
+    /// Over a socket of its own, which may have been that of an answer before.
+    pub(crate) fn http1(socket: Socket, is_kept: bool) -> Self {
         Self {
+            is_kept,
             body: Body::Http1(Box::new((socket, Response::default()))),
             count: Count::events(),
         }
@@ -95,6 +100,7 @@ impl Stream {
     /// Over HTTP/2.
     pub(crate) fn http2(answer: h2::client::ResponseFuture) -> Self {
         Self {
+            is_kept: false,
             body: Body::Http2(Box::new(Http2::Waits(answer))),
             count: Count::events(),
         }
@@ -103,6 +109,7 @@ impl Stream {
     /// Over QUIC, in either protocol.
     pub(crate) fn quic(transport: Transport, receiving: quinn::RecvStream) -> Self {
         Self {
+            is_kept: false,
             body: Body::Quic(transport, receiving, Scanner::default()),
             count: match transport {
                 Transport::Sluice => Count::Frames {
@@ -135,7 +142,11 @@ impl Stream {
                 if response.done() {
                     return self.count.end();
                 }
-                read_http1(socket, response, count, most).await?
+                let read = read_http1(socket, response, count, most).await;
+                if self.is_kept && read.is_err() && response.status == 0 {
+                    return Err(Fault::Stale);
+                }
+                read?
             }
             Body::Http2(state) => read_http2(state, count).await?,
             Body::Quic(transport, receiving, scanner) => {
@@ -176,6 +187,9 @@ async fn read_http1(
     .await
     .map_err(|error: io::Error| Fault::Broken(format!("read: {error}")))?;
     fed.map_err(|error| Fault::Broken(error.to_owned()))?;
+    if response.status == 0 && read == 0 {
+        return Err(Fault::Broken("closed before an answer".to_owned()));
+    }
     if response.status != 200 && (response.done() || read == 0) {
         return Err(Fault::Status(response.status));
     }

@@ -334,7 +334,18 @@ impl Shared {
             .map_err(Fault::Broken)?;
         let most = self.load.reads.map_or(usize::MAX, |rate| rate.max(1024));
         let mut has_begun = false;
-        while let Some(read) = stream.read(most).await? {
+        loop {
+            let read = match stream.read(most).await {
+                Ok(Some(read)) => read,
+                Ok(None) => break,
+                Err(Fault::Stale) => {
+                    // As clients do. Each time one that was kept is gone, so that a new one comes at last.
+                    let again = lane.dialer.open(connection, &body).await;
+                    stream = again.map_err(Fault::Broken)?;
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
             let now = Instant::now();
             lane.tally
                 .borrow_mut()

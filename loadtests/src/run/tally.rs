@@ -149,7 +149,7 @@ impl Tally {
         match fault {
             Fault::Status(429 | 503) => self.refused += 1,
             Fault::Cut(_) => self.truncated += 1,
-            Fault::Status(_) | Fault::Told(_) | Fault::Broken(_) => self.errors += 1,
+            Fault::Status(_) | Fault::Told(_) | Fault::Broken(_) | Fault::Stale => self.errors += 1,
         }
         self.kind(fault.to_string(), 1);
     }

@@ -176,3 +176,32 @@ async fn held_streams_run_until_the_end() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn who_finds_a_kept_connection_closed_asks_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = server(listener.local_addr().unwrap());
+    let (tell, told) = sync_channel(100_000);
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.unwrap();
+            let mut request = [0; 4096];
+            // Says that the connection stays, takes another request, and closes without a word.
+            if socket.read(&mut request).is_ok_and(|read| read > 0) {
+                let _ = tell.send(Value::Null);
+                let _ = socket.write_all(whole().as_bytes());
+                let _ = socket.read(&mut request);
+            }
+        }
+    });
+    LocalSet::new()
+        .run_until(async {
+            let tally = ask(&load(Arrivals::Closed(1)), &server, &told, LONG).await;
+            assert!(
+                tally.finished >= 7 && tally.errors == 0,
+                "{:?}",
+                tally.kinds
+            );
+        })
+        .await;
+}
