@@ -4,6 +4,7 @@
 //! watch, the metrics thread, and through the registry the engines' threads.
 
 mod reload;
+mod scrape;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -33,9 +34,7 @@ use crate::generation::{Watch, clock};
 use crate::limit::{self, Limiter};
 use crate::route::Registry;
 use crate::telemetry::profile::Recent;
-use crate::telemetry::{
-    Metrics, ModelInfo, ModelScrape, PROCESS, Scrape, TicketLoad, Tracer, Upkeep,
-};
+use crate::telemetry::{Metrics, PROCESS, Scrape, Tracer, Upkeep};
 use crate::transport::early;
 use crate::transport::files;
 use crate::transport::http::{self, Context};
@@ -207,10 +206,10 @@ impl App {
                 streams_open: gateway.open_streams(),
                 streams_kept: streams.as_ref().map_or(0, |streams| streams.count()),
                 log_lines_dropped: (host.log_lines_dropped)(),
-                tickets: tickets(&gate),
+                tickets: scrape::tickets(&gate),
                 limits: limits.load(),
                 traces: tracer.load(),
-                models: models(&registry),
+                models: scrape::models(&registry),
             }
         })?;
         let listen = Listen {
@@ -575,38 +574,4 @@ fn limiter(
         metrics.clone(),
     );
     (kept, Arc::new(limiter))
-}
-
-fn tickets(gate: &Gate) -> TicketLoad {
-    let counts = gate.tickets().counts();
-    TicketLoad {
-        issued: counts.issued,
-        redeemed: counts.redeemed,
-        replayed: counts.spent,
-        unknown: counts.unknown,
-        too_old: counts.too_old,
-        evicted: counts.evicted,
-        forgotten: counts.forgotten,
-        live: counts.live,
-        early_ids: gate.early_ids(),
-    }
-}
-
-/// The models that have been ready, as they are now.
-fn models(registry: &Registry) -> Vec<ModelScrape> {
-    let models = registry.models().into_iter();
-    models
-        .map(|(card, engine)| ModelScrape {
-            name: card.name,
-            is_ready: engine.is_some(),
-            info: ModelInfo {
-                context: card.context,
-                parameters: card.parameters,
-                bytes: card.bytes,
-            },
-            load: engine
-                .map(|engine| engine.gauges().load)
-                .unwrap_or_default(),
-        })
-        .collect()
 }

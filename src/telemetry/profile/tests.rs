@@ -1,3 +1,5 @@
+//! Profiles of this very process, and what is made of them.
+
 use super::*;
 
 /// Uses CPU until it is told to stop.
@@ -28,7 +30,7 @@ fn enough(frequency: u32, samples: u64) -> Profile {
         match capture(
             Duration::from_millis(100),
             frequency,
-            usize::MAX,
+            STACKS,
             &AtomicBool::new(false),
         ) {
             Ok(part) => all.push(Arc::new(part)),
