@@ -182,6 +182,25 @@ fn every_metric_is_rendered_from_the_start_with_help_and_never_as_a_summary() {
 }
 
 #[test]
+fn the_readme_says_what_each_metric_means() {
+    let text = scrape(&Metrics::new(["m"]).unwrap());
+    let kind = |name: &str| {
+        let prefix = format!("# TYPE {name} ");
+        text.lines().find_map(|line| line.strip_prefix(&prefix))
+    };
+    let families = text.lines().filter_map(|line| line.strip_prefix("# HELP "));
+    let mut families: Vec<_> = families.filter_map(|line| line.split_once(' ')).collect();
+    families.sort_unstable();
+    let rows: Vec<_> = families
+        .into_iter()
+        .map(|(name, help)| format!("| `{name}` | {} | {help} |", kind(name).unwrap()))
+        .collect();
+    let table = rows.join("\n");
+    let readme = include_str!("../../../README.md");
+    assert!(readme.contains(&table), "its table is to be:\n{table}");
+}
+
+#[test]
 fn engine_series_say_where_the_time_of_steps_went_and_how_large_batches_were() {
     let text = scrape(&Metrics::new(["m"]).unwrap());
     for (phase, seconds) in [
