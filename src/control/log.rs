@@ -104,7 +104,7 @@ impl LogFilter {
     pub fn change(&self, other: Other) -> Result<Report, Failure> {
         let Other { filter, time } = other;
         let filter = Filter::try_from(filter)
-            .map_err(|error| Failure::invalid("filter", format!("{error}.")))?;
+            .map_err(|error| Failure::invalid("filter", error.to_string()))?;
         let shown = filter.as_str().to_owned();
         let until = Timestamp::now() + time;
         {
