@@ -91,7 +91,10 @@ impl Slo {
             Outcome::Ok => {
                 let first = record.time_to_first_token.unwrap_or_default();
                 let is_late = first.as_micros() > u128::from(self.first_token.load(Relaxed));
-                let is_halting = u64::from(record.max_gap_us) > self.gap.load(Relaxed);
+                // A sequence that left the batch because its reader was behind came back when the reader
+                // did, and that gap is the reader's.
+                let is_ours = record.waits.pauses == 0;
+                let is_halting = is_ours && u64::from(record.max_gap_us) > self.gap.load(Relaxed);
                 if is_late || is_halting {
                     Verdict::Bad
                 } else {
@@ -216,6 +219,12 @@ mod tests {
         assert_eq!(ok(2 * SECOND, 500_000), Verdict::Good);
         assert_eq!(ok(2 * SECOND + 1, 0), Verdict::Bad);
         assert_eq!(ok(0, 500_001), Verdict::Bad);
+        let mut paused = record(Outcome::Ok, 0, 500_001);
+        paused.waits.pauses = 1;
+        assert_eq!(slo.judge(&paused), Verdict::Good);
+        paused.waits.pauses = 0;
+        paused.waits.preemptions = 1;
+        assert_eq!(slo.judge(&paused), Verdict::Bad);
         slo.set(&config::Slo {
             gap: Duration::from_secs(1),
             ..config::Slo::default()
