@@ -83,10 +83,11 @@ impl Queue {
         }
     }
 
-    /// The oldest one.
-    pub(super) fn pop(&self) -> Option<(Item, Size)> {
+    /// The oldest one, unless a batch of this size would become too large with it. Alone, any is taken.
+    pub(super) fn pop(&self, batch: Size) -> Option<(Item, Size)> {
         let mut waiting = self.lock();
-        let (item, size) = waiting.items.pop_front()?;
+        let fits = |more: usize| batch.bytes == 0 || batch.bytes + more <= BATCH_BYTES;
+        let (item, size) = waiting.items.pop_front_if(|(_, size)| fits(size.bytes))?;
         waiting.size.spans -= size.spans;
         waiting.size.bytes -= size.bytes;
         Some((item, size))
@@ -140,16 +141,18 @@ impl Item {
         const SPAN: usize = 600;
         /// Of a token in the list of all, in memory and as an event.
         const TOKEN: usize = 16;
-        const EVENT: usize = 64;
+        const EVENT: usize = 96;
         let Self::Request(told, _) = self else {
             return Size {
                 spans: 1,
                 bytes: SPAN,
             };
         };
+        // It goes with each span.
+        let state = told.context.state.as_ref().map_or(0, |state| state.len());
         let mut size = Size {
             spans: 1,
-            bytes: SPAN,
+            bytes: SPAN + state,
         };
         for work in &told.works {
             let moments = work.timeline.moments();
@@ -167,7 +170,12 @@ impl Item {
                 tokens.min(token_events)
             };
             size.spans += spans;
-            size.bytes += spans * SPAN + tokens * TOKEN + (events + moments.len()) * EVENT;
+            size.bytes +=
+                spans * (SPAN + state) + tokens * TOKEN + (events + moments.len()) * EVENT;
+            if let Some(failure) = &work.failure {
+                let param = failure.param.as_ref().map_or(0, |param| param.len());
+                size.bytes += failure.message.len() + param;
+            }
         }
         size
     }
@@ -179,7 +187,7 @@ mod tests {
 
     use super::super::tests::{told, work};
     use super::*;
-    use crate::generation::Outcome;
+    use crate::generation::{Failure, Outcome, Work};
 
     fn bounds(queue: u32, spans: u32) -> Traces {
         Traces {
@@ -200,7 +208,7 @@ mod tests {
             queue.push(item(Reason::Ratio), 1, &bounds(3, 1_000_000));
         }
         assert_eq!(queue.dropped.load(Relaxed), 7);
-        assert_eq!(std::iter::from_fn(|| queue.pop()).count(), 3);
+        assert_eq!(std::iter::from_fn(|| queue.pop(Size::default())).count(), 3);
         assert_eq!(queue.lock().size, Size::default());
     }
 
@@ -211,7 +219,7 @@ mod tests {
         push();
         queue.close();
         push();
-        assert!(queue.pop().is_none());
+        assert!(queue.pop(Size::default()).is_none());
         assert_eq!(queue.dropped.load(Relaxed), 2);
     }
 
@@ -234,6 +242,45 @@ mod tests {
         let held = queue.lock().items.len();
         assert!((5..30).contains(&held), "{held}");
         assert_eq!(queue.dropped.load(Relaxed), 3000 - held as u64);
+    }
+
+    #[test]
+    fn what_callers_wrote_counts_for_its_bytes() {
+        let plain = item(Reason::Ratio).size(0).bytes;
+        let mut refused = told(vec![work("m", Outcome::Invalid)]);
+        refused.context.state = Some("s".repeat(100).into());
+        refused.works[0].failure = Some(Failure::invalid("p".repeat(2000), "m".repeat(3000)));
+        let size = Item::Request(Box::new(refused), Reason::Ratio).size(0);
+        // Five spans.
+        assert_eq!(size.bytes, plain + 5 * 100 + 5000);
+    }
+
+    #[test]
+    fn a_trace_too_large_for_what_is_left_of_a_batch_begins_the_next() {
+        let queue = Queue::default();
+        let long = || {
+            let mut long = work("m", Outcome::Ok);
+            for at in 0..4096 {
+                long.timeline.token(at, 0, 1);
+            }
+            let told = told(
+                (0..16)
+                    .map(|_| Work {
+                        timeline: long.timeline.clone(),
+                        ..work("m", Outcome::Ok)
+                    })
+                    .collect(),
+            );
+            Item::Request(Box::new(told), Reason::Ratio)
+        };
+        for _ in 0..2 {
+            queue.push(long(), 1, &bounds(1000, 1_000_000));
+        }
+        let (_, first) = queue.pop(Size::default()).expect("alone");
+        assert!(first.bytes > BATCH_BYTES / 2 && !first.is_full());
+        assert!(queue.pop(first).is_none());
+        assert!(queue.pop(Size::default()).is_some());
+        assert_eq!(queue.lock().size, Size::default());
     }
 
     #[test]
