@@ -22,7 +22,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::{
     EnvResourceDetector, ResourceDetector, TelemetryResourceDetector,
 };
-use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use opentelemetry_sdk::trace::{SpanData, SpanExporter as Exporter};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -160,7 +160,7 @@ fn resource() -> Resource {
     }
 }
 
-async fn run(exporter: SpanExporter, sink: &Arc<Sink>, stop: &CancellationToken) {
+async fn run(exporter: impl Exporter, sink: &Arc<Sink>, stop: &CancellationToken) {
     let steering = tokio::spawn(steer(sink.clone()));
     let mut courier = Courier {
         exporter,
@@ -209,8 +209,8 @@ async fn steer(sink: Arc<Sink>) {
     }
 }
 
-struct Courier {
-    exporter: SpanExporter,
+struct Courier<E> {
+    exporter: E,
     spans: Spans,
     complained: Option<Instant>,
 }
@@ -227,7 +227,7 @@ impl Drop for OnTheWay<'_> {
     }
 }
 
-impl Courier {
+impl<E: Exporter> Courier<E> {
     /// Exports all that waits, batch by batch.
     async fn carry(&mut self, sink: &Sink) {
         loop {
@@ -267,7 +267,7 @@ impl Courier {
         let (anchor, token_events) = (Anchor::now(), sink.settings.load().token_events);
         let (mut batch, mut traces, mut size) = (Vec::new(), 0, Size::default());
         while !size.is_full()
-            && let Some((item, more)) = sink.queue.pop()
+            && let Some((item, more)) = sink.queue.pop(size)
         {
             traces += 1;
             size.spans += more.spans;
@@ -280,5 +280,98 @@ impl Courier {
             }
         }
         (batch, traces)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use opentelemetry_sdk::error::OTelSdkResult;
+
+    use super::super::tests::{told, work};
+    use super::*;
+    use crate::generation::{Outcome, TraceSink};
+    use crate::telemetry::config::Traces;
+    use crate::telemetry::slo::{Slo, Verdict};
+
+    /// Takes every batch at once, or none ever.
+    #[derive(Clone, Debug, Default)]
+    struct Far {
+        hangs: bool,
+        spans: Arc<Mutex<usize>>,
+    }
+
+    impl Exporter for Far {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            if self.hangs {
+                std::future::pending::<()>().await;
+            }
+            *self.spans.lock().unwrap() += batch.len();
+            Ok(())
+        }
+    }
+
+    fn sink(ratio: f64, slo: &Arc<Slo>) -> Arc<Sink> {
+        let settings = Traces {
+            ratio,
+            ..Traces::default()
+        };
+        Arc::new(Sink::new(&settings, slo.clone()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_waits_two_seconds_for_a_collector_that_hangs_and_counts_what_is_lost() {
+        for hangs in [true, false] {
+            let (sink, stop) = (sink(1.0, &Arc::default()), CancellationToken::new());
+            let spans = Arc::default();
+            let far = Far {
+                hangs,
+                spans: Arc::clone(&spans),
+            };
+            // More than a batch.
+            for _ in 0..300 {
+                sink.told(told(vec![work("m", Outcome::Ok)]));
+            }
+            stop.cancel();
+            let began = Instant::now();
+            run(far, &sink, &stop).await;
+            let (waits, lost) = if hangs {
+                (LAST_BATCH, 300)
+            } else {
+                (Duration::ZERO, 0)
+            };
+            assert_eq!(began.elapsed().as_secs(), waits.as_secs());
+            assert_eq!(sink.queue.dropped.load(Relaxed), lost);
+            // Its request and its call: there are no times of tokens.
+            assert_eq!(*spans.lock().unwrap(), (300 - lost as usize) * 2);
+            // What comes later is not kept for nobody.
+            sink.told(told(vec![work("m", Outcome::Ok)]));
+            assert_eq!(sink.queue.dropped.load(Relaxed), lost + 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_ratio_follows_the_objective_up_and_back_and_the_operator() {
+        let slo = Arc::<Slo>::default();
+        let (sink, stop) = (sink(0.01, &slo), CancellationToken::new());
+        let running = tokio::spawn({
+            let (sink, stop) = (sink.clone(), stop.clone());
+            async move { run(Far::default(), &sink, &stop).await }
+        });
+        let is = |ratio: f64| (sink.ratio() - ratio).abs() < 1e-9;
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert!(is(0.01));
+        slo.count(Verdict::Bad);
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert!(is(1.0));
+        // Five minutes know of it, then it comes back.
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        assert!(is(0.01));
+        sink.detail.store(2f64.to_bits(), Relaxed);
+        tokio::time::sleep(ratio::STEP * 2).await;
+        assert!(is(0.02));
+        stop.cancel();
+        running.await.unwrap();
     }
 }
