@@ -16,9 +16,6 @@ use super::keep::{Reason, is_ours};
 use super::{events, semconv};
 use crate::generation::{Moment, Told, Work, chain, clock};
 
-/// Shorter stalls of a reader are events only.
-const LONG_STALL: u64 = 100_000;
-
 /// Stalls of one call that have spans.
 const STALL_SPANS: usize = 16;
 
@@ -234,7 +231,7 @@ impl Spans {
             child(semconv::DECODE, first, last);
         }
         let stalls = moments.iter().filter_map(|&(at, moment)| match moment {
-            Moment::Stalled(long) if long >= LONG_STALL => Some((at, at.saturating_add(long))),
+            Moment::Stalled(long) => Some((at, at.saturating_add(long))),
             _ => None,
         });
         for (from, to) in stalls.take(STALL_SPANS) {

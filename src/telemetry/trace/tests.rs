@@ -85,7 +85,6 @@ fn a_chat_has_its_request_its_call_and_its_phases() {
     chat.timeline.moment(2900, Moment::Prefilled);
     chat.timeline.token(3000, 0, 4);
     chat.timeline.token(4000, 0, 4);
-    chat.timeline.moment(200_000, Moment::Stalled(99_999));
     let mut told = told(vec![chat]);
     told.context.parent = Some(99);
     let anchor = Anchor::now();
@@ -145,7 +144,7 @@ fn a_chat_has_its_request_its_call_and_its_phases() {
         assert_eq!(scope.name(), "sluicegate");
         assert!(scope.schema_url().is_some());
     }
-    assert_eq!(call.events.len(), 4);
+    assert_eq!(call.events.len(), 3);
     assert_eq!(root.status, Status::Unset);
 }
 
