@@ -248,6 +248,7 @@ impl Shared {
         ledger.recorder.ended(&record, failure, timeline);
         drop(ledger.permits);
     }
+
     fn waits(&self, story: &Story) -> Waits {
         let between = |from: u64, to: u64| Duration::from_micros(to.saturating_sub(from));
         let begun = story.admitted;

@@ -8,8 +8,8 @@ const TOO_FAST: f64 = 1.0;
 /// Between two steps.
 pub(super) const STEP: Duration = Duration::from_secs(1);
 
-/// Steps of burning after which the ratio doubles: 1 % is 100 % after half a minute, and one slow
-/// request changes nothing.
+/// Steps of burning after which the ratio doubles: 1 % is 100 % after half a minute. Where there are few
+/// requests, one bad one of the last five minutes is enough, and all of so few are not many.
 const UP_AFTER: u32 = 5;
 
 /// Steps without burning after which it begins to come back, and by how many steps then.
