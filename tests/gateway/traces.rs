@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
     CHAT, Collector, Metrics, Mood, Setup, Span, TestGateway, chat_body, gateway, said, within,
@@ -16,8 +16,7 @@ const ROOT: &str = "POST /v1/chat/completions";
 const THREE: &str = "scripted?text=abcd&tokens=3";
 
 /// A gateway that exports there.
-fn exporting(collector: &Collector, protocol: &str, traces: &str) -> Setup {
-    let url = collector.url();
+fn exporting(url: &str, protocol: &str, traces: &str) -> Setup {
     gateway().scripted().with(&format!(
         "[telemetry]\notlp_endpoint = '{url}'\notlp_protocol = '{protocol}'\n[telemetry.traces]\n{traces}"
     ))
@@ -58,7 +57,9 @@ fn kept(metrics: &Metrics) -> u64 {
 async fn a_chat_arrives_whole_with_its_tokens_at_their_times() {
     for protocol in ["grpc", "http"] {
         let collector = Collector::start(Mood::Takes).await;
-        let gateway = exporting(&collector, protocol, "ratio = 0.0").start().await;
+        let gateway = exporting(&collector.url(), protocol, "ratio = 0.0")
+            .start()
+            .await;
         let reply = gateway
             .chat(THREE, "x", r#""stream":true"#)
             .header(
@@ -118,7 +119,7 @@ async fn a_chat_arrives_whole_with_its_tokens_at_their_times() {
 async fn what_goes_wrong_is_kept_and_the_ordinary_is_not() {
     let collector = Collector::start(Mood::Takes).await;
     let traces = "ratio = 0.0\n[telemetry.slo]\nfirst_token = '1h'\ngap = '150ms'";
-    let mut gateway = exporting(&collector, "grpc", traces).start().await;
+    let mut gateway = exporting(&collector.url(), "grpc", traces).start().await;
     chat(&gateway, THREE).await;
     chat(&gateway, "no such model").await;
     chat(&gateway, "scripted?tokens=2&pace=300ms").await;
@@ -138,7 +139,9 @@ async fn what_goes_wrong_is_kept_and_the_ordinary_is_not() {
 #[tokio::test]
 async fn the_end_of_the_process_exports_what_waits() {
     let collector = Collector::start(Mood::Takes).await;
-    let mut gateway = exporting(&collector, "http", "ratio = 1.0").start().await;
+    let mut gateway = exporting(&collector.url(), "http", "ratio = 1.0")
+        .start()
+        .await;
     for _ in 0..10 {
         chat(&gateway, THREE).await;
     }
@@ -154,7 +157,7 @@ async fn of_eight_thousand_short_requests_every_trace_is_whole_and_its_own() {
     const EACH: usize = 500;
     let collector = Collector::start(Mood::Takes).await;
     let traces = "ratio = 1.0\nqueue = 10000\nqueue_bytes = '1GiB'\nmax_spans_per_second = 1000000";
-    let gateway = exporting(&collector, "grpc", traces).start().await;
+    let gateway = exporting(&collector.url(), "grpc", traces).start().await;
     let readers = (0..READERS).map(|reader| {
         let (address, url) = (gateway.public, format!("{}{CHAT}", gateway.url()));
         tokio::spawn(async move {
@@ -229,7 +232,7 @@ async fn a_collector_that_hangs_costs_no_request_anything_and_a_bounded_number_o
     for protocol in ["grpc", "http"] {
         let collector = Collector::start(Mood::Hangs).await;
         let traces = "ratio = 1.0\nqueue = 16";
-        let gateway = exporting(&collector, protocol, traces).start().await;
+        let gateway = exporting(&collector.url(), protocol, traces).start().await;
         for _ in 0..200 {
             chat(&gateway, THREE).await;
         }
@@ -248,7 +251,9 @@ async fn a_collector_that_hangs_costs_no_request_anything_and_a_bounded_number_o
 #[tokio::test]
 async fn a_slow_collector_gets_all_in_its_time() {
     let collector = Collector::start(Mood::Slow).await;
-    let mut gateway = exporting(&collector, "grpc", "ratio = 1.0").start().await;
+    let mut gateway = exporting(&collector.url(), "grpc", "ratio = 1.0")
+        .start()
+        .await;
     for _ in 0..20 {
         chat(&gateway, THREE).await;
         collector.take_one();
@@ -267,7 +272,9 @@ async fn what_a_collector_refuses_is_dropped_whole_and_counted_and_later_ones_ar
         ("http", Mood::Resets),
     ] {
         let collector = Collector::start(mood).await;
-        let gateway = exporting(&collector, protocol, "ratio = 1.0").start().await;
+        let gateway = exporting(&collector.url(), protocol, "ratio = 1.0")
+            .start()
+            .await;
         chat(&gateway, THREE).await;
         let metrics = gateway.until("it is given up", |m| dropped(m) == 1).await;
         assert_eq!(kept(&metrics), 1);
@@ -284,10 +291,11 @@ async fn what_a_collector_refuses_is_dropped_whole_and_counted_and_later_ones_ar
 
 #[tokio::test]
 async fn no_collector_at_all_is_no_problem_either() {
-    let collector = Collector::start(Mood::Takes).await;
-    let setup = exporting(&collector, "grpc", "ratio = 1.0");
-    drop(collector);
-    let mut gateway = setup.start().await;
+    // Taken, so that nobody else gets it, and nobody listens.
+    let port = TcpSocket::new_v4().unwrap();
+    port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", port.local_addr().unwrap());
+    let mut gateway = exporting(&url, "grpc", "ratio = 1.0").start().await;
     chat(&gateway, THREE).await;
     gateway.until("it is given up", |m| dropped(m) == 1).await;
     within(gateway.drain()).await.unwrap();
