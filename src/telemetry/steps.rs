@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Steps {
     /// Steps that computed something.
     pub count: u64,
-    /// Microseconds of those steps. What the parts below do not account for is planning, moving K/V,
-    /// drafts and vectors.
+    /// Microseconds of those steps.
     pub step_us: u64,
     /// Microseconds in calls that decode.
     pub decode_us: u64,
@@ -30,6 +29,9 @@ pub struct Steps {
     pub sample_us: u64,
     /// Microseconds that it woke readers and let go of what had ended.
     pub emit_us: u64,
+    /// What the parts above do not account for: planning, moving K/V, drafts and vectors. Known at the end of
+    /// a step; the difference taken at any other time could fall.
+    pub other_us: u64,
     /// Decode calls by their rows; edges are [`Steps::ROWS`].
     pub decode_by_rows: [u64; Steps::ROWS.len() + 1],
     /// Prefill calls by their rows; edges are [`Steps::ROWS`].

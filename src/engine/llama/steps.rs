@@ -17,6 +17,9 @@ pub(super) struct StepCounters {
     prefill_rows: AtomicU64,
     sample_us: AtomicU64,
     emit_us: AtomicU64,
+    other_us: AtomicU64,
+    /// What all parts came to when the last step ended.
+    known_us: AtomicU64,
     decode_by_rows: [AtomicU64; Steps::ROWS.len() + 1],
     prefill_by_rows: [AtomicU64; Steps::ROWS.len() + 1],
     by_time: [AtomicU64; Steps::MICROS.len() + 1],
@@ -27,6 +30,16 @@ impl StepCounters {
     pub(super) fn step(&self, us: u64) {
         add(&self.count, 1);
         add(&self.step_us, us);
+        let parts = [
+            &self.decode_us,
+            &self.prefill_us,
+            &self.sample_us,
+            &self.emit_us,
+        ];
+        let known_us: u64 = parts.iter().map(|part| part.load(Relaxed)).sum();
+        let parts_us = known_us.saturating_sub(self.known_us.load(Relaxed));
+        self.known_us.store(known_us, Relaxed);
+        add(&self.other_us, us.saturating_sub(parts_us));
         add(&self.by_time[Steps::bucket_of_micros(us)], 1);
     }
 
@@ -65,6 +78,7 @@ impl StepCounters {
             prefill_rows: get(&self.prefill_rows),
             sample_us: get(&self.sample_us),
             emit_us: get(&self.emit_us),
+            other_us: get(&self.other_us),
             decode_by_rows: self.decode_by_rows.each_ref().map(get),
             prefill_by_rows: self.prefill_by_rows.each_ref().map(get),
             by_time: self.by_time.each_ref().map(get),
@@ -75,4 +89,28 @@ impl StepCounters {
 /// There is one writer: no locked instruction is needed.
 fn add(sum: &AtomicU64, more: u64) {
     sum.store(sum.load(Relaxed).wrapping_add(more), Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_step_is_told_at_its_end_and_never_falls() {
+        let counters = StepCounters::default();
+        let other = || counters.read().other_us;
+        counters.decoded(3, 600);
+        counters.sampled(100, 50);
+        assert_eq!(other(), 0);
+        counters.step(1_000);
+        assert_eq!(other(), 250);
+        counters.decoded(3, 700);
+        counters.prefilled(128, 9_000);
+        assert_eq!(other(), 250, "a scrape in the middle of a step");
+        counters.step(10_000);
+        assert_eq!(other(), 550);
+        counters.step(0);
+        assert_eq!(other(), 550);
+        assert_eq!(counters.read().step_us, 11_000);
+    }
 }

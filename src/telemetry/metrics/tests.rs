@@ -62,6 +62,7 @@ pub(in crate::telemetry) fn scrape(metrics: &Metrics) -> String {
                     prefill_us: 500_000,
                     sample_us: 30_000,
                     emit_us: 20_000,
+                    other_us: 200_000,
                     decode_by_rows: counts(&[(0, 1), (4, 2), (13, 1)]),
                     by_time: counts(&[(0, 2), (16, 1)]),
                     ..Steps::default()
