@@ -57,7 +57,7 @@ pub type Apply = dyn Fn() -> Result<Reloaded, Refused> + Send + Sync;
 pub struct Reloader {
     apply: Arc<Apply>,
     metrics: Arc<Metrics>,
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Reloader {
@@ -67,7 +67,7 @@ impl Reloader {
         Self {
             apply,
             metrics,
-            turn: Mutex::new(()),
+            turn: Arc::default(),
         }
     }
 
@@ -78,18 +78,25 @@ impl Reloader {
     pub async fn reload(&self, why: &'static str) -> Result<Reloaded, Refused> {
         let span = tracing::info_span!(target: PROCESS, "reload", why);
         async {
-            let _turn = self.turn.lock().await;
-            let apply = self.apply.clone();
+            let turn = self.turn.clone().lock_owned().await;
+            let (apply, metrics) = (self.apply.clone(), self.metrics.clone());
             let span = tracing::Span::current();
-            // Files are read, and key files may be large.
-            let work = tokio::task::spawn_blocking(move || span.in_scope(|| apply()));
-            let result = work.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a reload broke off");
-                Err(Refused("The reload broke off; see the log.".to_owned()))
+            // Files are read, and key files may be large. Whoever asked may leave meanwhile: what is begun
+            // keeps its turn, and is counted and told, all the same.
+            let work = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                span.in_scope(|| {
+                    let result = apply();
+                    metrics.operations.reloaded(result.is_ok());
+                    log(why, &result);
+                    result
+                })
             });
-            self.metrics.operations.reloaded(result.is_ok());
-            log(why, &result);
-            result
+            work.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a reload broke off");
+                self.metrics.operations.reloaded(false);
+                Err(Refused("The reload broke off; see the log.".to_owned()))
+            })
         }
         .instrument(span)
         .await
@@ -123,4 +130,60 @@ fn log(why: &str, result: &Result<Reloaded, Refused>) {
     }
     let (applied, restart) = (applied.len(), restart.len());
     tracing::info!(why, applied, restart, "the configuration was reloaded");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// A reloader whose every turn tells that it begins, and waits to be let go.
+    fn rig() -> (
+        Arc<Reloader>,
+        Receiver<()>,
+        std::sync::mpsc::Sender<()>,
+        Arc<Metrics>,
+    ) {
+        let metrics = Arc::new(Metrics::new([]).unwrap());
+        let (begins, begun) = channel();
+        let (go, wait) = channel();
+        let both = Lock::new((begins, wait));
+        let apply = move || {
+            let both = both
+                .try_lock()
+                .map_err(|_| Refused("two at once".to_owned()))?;
+            both.0.send(()).unwrap();
+            both.1.recv().unwrap();
+            Ok(Reloaded::default())
+        };
+        let reloader = Arc::new(Reloader::new(Arc::new(apply), metrics.clone()));
+        (reloader, begun, go, metrics)
+    }
+
+    #[tokio::test]
+    async fn a_reload_whose_asker_has_left_keeps_its_turn_and_is_counted() {
+        let (reloader, begun, go, metrics) = rig();
+        let asking = reloader.clone();
+        let left = tokio::spawn(async move { asking.reload("first").await });
+        let begun = tokio::task::spawn_blocking(move || {
+            begun.recv().unwrap();
+            begun
+        });
+        let begun = begun.await.unwrap();
+        left.abort();
+        assert!(left.await.unwrap_err().is_cancelled());
+        let asking = reloader.clone();
+        let second = tokio::spawn(async move { asking.reload("second").await });
+        // It has come to where it waits for its turn, or would have begun.
+        tokio::task::yield_now().await;
+        assert!(begun.try_recv().is_err(), "two at once");
+        go.send(()).unwrap();
+        go.send(()).unwrap();
+        assert_eq!(second.await.unwrap(), Ok(Reloaded::default()));
+        let text = metrics.render(&crate::telemetry::Scrape::default());
+        let applied = r#"sluicegate_config_reloads_total{result="applied"} 2"#;
+        assert!(text.contains(applied), "{text}");
+    }
 }
