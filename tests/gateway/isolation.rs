@@ -240,6 +240,29 @@ async fn a_child_that_is_killed_fails_its_streams_at_once_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn signals_to_all_processes_are_the_parents_business() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let gateway = isolated(gateway(), "signalled").start().await;
+    let [child] = children("signalled")[..] else {
+        panic!("one child");
+    };
+    let id = Pid::from_raw(child).unwrap();
+    for signal in [
+        Signal::HUP,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::INT,
+        Signal::TERM,
+    ] {
+        kill_process(id, signal).unwrap();
+        let ask = gateway.chat("signalled", "x", r#""max_tokens":2"#);
+        assert_eq!(ask.send().await.status, 200, "{signal:?}");
+    }
+    assert_eq!(children("signalled"), [child]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_lets_streams_finish_and_ends_the_child() {
     let setup = gateway().with("[drain]\nlag = '0s'");
     let mut gateway = isolated(setup, "drained").start().await;

@@ -65,8 +65,16 @@ fn limit_files() {
 }
 
 async fn run() -> io::Result<ExitCode> {
-    // A signal to all processes is for the parent, which lets streams finish and then ends this one.
-    let _ignored = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    // A signal to all processes is for the parent: it lets streams finish and then ends this one, or reads
+    // its configuration again, or turns its detail.
+    let _ignored = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ]
+    .map(signal);
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let control = std::os::unix::net::UnixStream::from(control);
     control.set_nonblocking(true)?;
