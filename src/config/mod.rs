@@ -167,6 +167,10 @@ impl Config {
                     format!("there are two models named {}", model.name),
                 ));
             }
+            if model.name.as_str() == telemetry::UNKNOWN_MODEL {
+                let message = "in metrics, this stands for requests for no model that there is";
+                found.push((at("name"), message.to_owned()));
+            }
             let Backing::Gguf { path, settings } = &model.backing else {
                 continue;
             };

@@ -367,6 +367,8 @@ fn settings_are_checked_against_each_other() {
     assert!(Config::load(&sources(free)).is_ok());
     let twice = "[[models]]\nname = 'a'\nengine = 'scripted'\n".repeat(2);
     assert!(problems(&sources(&twice)).contains("test.toml:5: models[1].name"));
+    let taken = "[[models]]\nname = 'unknown'\nengine = 'scripted'\n";
+    assert!(problems(&sources(taken)).contains("test.toml:2: models[0].name"));
     let missing = "[[models]]\nname = 'a'\npath = 'no/such.gguf'";
     assert!(problems(&sources(missing)).contains("test.toml:3: models[0].path: cannot open"));
 }

@@ -62,8 +62,8 @@ pub use self::traffic::{Speaking, Traffic, Transport};
 pub use self::transports::{ConnectionOpen, EarlyRequest, Handshake, TicketLoad, Transports};
 use super::slo::Slo;
 
-/// The model label of what names no configured model.
-const UNKNOWN_MODEL: &str = "unknown";
+/// The model label of what names no configured model. A model of this name would have its series twice.
+pub const UNKNOWN_MODEL: &str = "unknown";
 
 /// The model label of all models for which `max_series` leaves no room.
 const OTHER_MODEL: &str = "other";

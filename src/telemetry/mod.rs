@@ -18,7 +18,7 @@ pub use metrics::config::Config as MetricsConfig;
 pub use metrics::{
     ConnectionOpen, EarlyRequest, Handshake, Limit, LimitLoad, LimitMetrics, Metrics, ModelInfo,
     ModelLoad, ModelMetrics, ModelScrape, Operations, Page, Pages, QuicCounts, Route, Scope,
-    Scrape, Speaking, TicketLoad, Traffic, Transport, Transports, Upkeep, Watched,
+    Scrape, Speaking, TicketLoad, Traffic, Transport, Transports, UNKNOWN_MODEL, Upkeep, Watched,
 };
 pub use request::RequestRecorder;
 pub use slo::{Burn, Slo, Verdict};
