@@ -35,7 +35,9 @@ enum Command {
     /// Serve models
     ///
     /// Ends with status 0 after a signal to stop: SIGTERM or Ctrl-C lets running streams finish, up
-    /// to drain.timeout; a second one ends at once.
+    /// to drain.timeout; a second one ends at once. SIGHUP reads the configuration again; the log
+    /// says what of it holds now, and what needs a restart. SIGUSR1 doubles the detail of traces and
+    /// of the continuous profile, SIGUSR2 halves it.
     Serve {
         #[command(flatten)]
         flags: Flags,
