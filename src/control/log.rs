@@ -107,13 +107,14 @@ impl LogFilter {
             .map_err(|error| Failure::invalid("filter", error.to_string()))?;
         let shown = filter.as_str().to_owned();
         let until = Timestamp::now() + time;
+        // First: the other one may let nothing of this kind through.
+        tracing::info!(filter = shown, %until, "the log's filter is changed");
         {
             let mut now = self.lock();
             (self.set)(&filter);
             now.other = Some((filter, until));
             self.ends.send_replace(Some(Instant::now() + time));
         }
-        tracing::info!(filter = shown, %until, "the log's filter was changed");
         Ok(self.report())
     }
 
