@@ -33,7 +33,7 @@ async fn ten_thousand_series_are_scraped_quickly_beside_64_streams_and_probes_do
         .await;
     let mut streams = Vec::new();
     for number in 0..64 {
-        let model = format!("m{}?tokens=1000000&pace=5ms", number % 40);
+        let model = format!("m{}?tokens=1000000&pace=50ms", number % 40);
         let mut stream = gateway.chat(&model, "x", r#""stream":true"#).send().await;
         stream.next_event().await.expect("it streams");
         streams.push(stream);

@@ -275,6 +275,38 @@ mod tests {
     }
 
     #[test]
+    fn the_next_window_is_sampled_as_everything_wants_it_now() {
+        let burn = Arc::new(AtomicU32::new(0));
+        let burning = burn.clone();
+        let shared = Shared {
+            state: Mutex::new(State {
+                config: Config {
+                    enabled: true,
+                    rate: 10,
+                },
+                detail: 1.0,
+                is_closing: false,
+                guests: 0,
+                kept: VecDeque::new(),
+            }),
+            changed: Condvar::new(),
+            interrupt: AtomicBool::new(true),
+            rate: AtomicU32::new(0),
+            burn: Box::new(move || burning.load(Relaxed).into()),
+        };
+        assert_eq!(shared.next(false), Some(10));
+        assert!(!shared.interrupt.load(Relaxed), "what was changed is known");
+        assert_eq!(shared.rate.load(Relaxed), 10);
+        shared.lock().detail = 2.0;
+        assert_eq!(shared.next(false), Some(20));
+        burn.store(3, Relaxed);
+        assert_eq!(shared.next(false), Some(200));
+        assert_eq!(shared.next(true), Some(1));
+        shared.lock().is_closing = true;
+        assert_eq!(shared.next(false), None);
+    }
+
+    #[test]
     fn cpu_is_short_when_nine_tenths_of_all_cores_are_used() {
         let seconds = Duration::from_secs;
         assert!(is_cpu_short(seconds(19), WINDOW, 2));

@@ -215,7 +215,9 @@ async fn the_log_is_as_detailed_as_an_operator_wants_for_a_while() {
 
 #[tokio::test]
 async fn two_signals_turn_the_detail_up_and_down_within_bounds() {
-    let mut process = Process::start("[profile]\nenabled = true").await;
+    let collector = "[telemetry]\notlp_endpoint = 'http://127.0.0.1:9'\ntraces.ratio = 0.01";
+    let sections = format!("{collector}\n[profile]\nenabled = true");
+    let mut process = Process::start(&sections).await;
     let turn = async |signal: Signal, factor: f64| {
         process.signal(signal);
         within(async {
@@ -228,6 +230,12 @@ async fn two_signals_turn_the_detail_up_and_down_within_bounds() {
     for factor in [2.0, 4.0, 8.0, 16.0, 16.0] {
         turn(Signal::USR1, factor).await;
     }
+    within(async {
+        while (process.metrics().await.value("trace_ratio") - 0.16).abs() > 1e-9 {
+            tokio::time::sleep(LOOK).await;
+        }
+    })
+    .await;
     for factor in [8.0, 4.0, 2.0, 1.0, 0.5] {
         turn(Signal::USR2, factor).await;
     }

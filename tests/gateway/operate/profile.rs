@@ -54,4 +54,34 @@ async fn what_cannot_be_is_refused() {
     }
     let recent = gateway.ops_get("/debug/pprof/recent").send().await;
     assert_eq!(recent.status, 404, "it is not enabled");
+    for path in ["profile?seconds=1", "recent"] {
+        let ask = gateway.ops_get(&format!("/debug/pprof/{path}"));
+        let foreign = ask.header("sec-fetch-site", "cross-site").send().await;
+        assert_eq!(foreign.status, 403, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_profile_ends_when_its_reader_leaves() {
+    let gateway = gateway().scripted().start().await;
+    let ask = |query: &str| {
+        let path = format!("/debug/pprof/profile{query}");
+        gateway.ops_get(&path).send()
+    };
+    // Longer than anybody here waits.
+    let taken = within(async {
+        loop {
+            let first = tokio::spawn(ask("?seconds=60"));
+            // Most likely it has come by then; if not, once more.
+            gateway.metrics().await;
+            let second = ask("?seconds=1").await.status;
+            if second == 409 && !first.is_finished() {
+                break first;
+            }
+        }
+    })
+    .await;
+    taken.abort();
+    assert!(taken.await.is_err(), "it had not ended");
+    assert_eq!(profile(&gateway, "?seconds=1").await.status, 200);
 }

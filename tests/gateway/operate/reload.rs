@@ -99,6 +99,20 @@ async fn deadlines_hold_for_new_streams_only() {
 }
 
 #[tokio::test]
+async fn the_objective_and_the_drain_are_the_last_ones() {
+    let setup = gateway().scripted().with("[drain]\ntimeout = '1h'");
+    let mut gateway = setup.start().await;
+    let held = gateway.chat(HELD, "x", r#""stream":true"#).send().await;
+    let sections = "[drain]\ntimeout = '0s'\n[telemetry.slo]\nobjective = 0.5";
+    let changed = reload(&gateway, sections).await;
+    assert_eq!(changed["applied"].as_array().unwrap().len(), 2, "{changed}");
+    let objective = gateway.metrics().await.value("slo_objective");
+    assert!((objective - 0.5).abs() < f64::EPSILON, "{objective}");
+    within(gateway.drain()).await.unwrap();
+    assert!(within(held.answer()).await.error.is_some());
+}
+
+#[tokio::test]
 async fn keys_come_and_go_with_their_streams() {
     let gateway = gateway().scripted().start().await;
     let chat = |id: &str, model: &str| {
