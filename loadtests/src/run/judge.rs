@@ -36,6 +36,13 @@ const COMPARED: [(&str, bool, f64); 10] = [
     ("resident", true, 3.0),
 ];
 
+/// Shares of requests that went wrong. They are zero where all is well, so there is no ratio: worse is a second side of
+/// which every round is above every one of the first, which chance makes in less than one of a hundred comparisons.
+const FAILURES: [&str; 3] = ["errors", "truncated", "refused"];
+
+/// In place of a rate of nothing at all, so that it is less than every other and not left out.
+const NOTHING: f64 = 1e-9;
+
 /// A figure of both sides.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
@@ -84,22 +91,29 @@ pub(super) fn rows(results: &Value, phases: Option<[&str; 2]>, bound: f64) -> Re
         };
         for (figure, values) in figures(base) {
             let (phase, what) = split(&figure);
-            let Some((_, more_is_worse, times)) =
-                COMPARED.iter().find(|(known, _, _)| *known == what)
-            else {
+            let compared = COMPARED.iter().find(|(known, _, _)| *known == what);
+            if compared.is_none() && !FAILURES.contains(&what) {
                 continue;
-            };
+            }
             let other = match phases {
                 Some([from, to]) if phase == from => titled(to, what),
                 Some(_) => continue,
                 None if phase.contains('/') => continue,
                 None => figure.clone(),
             };
-            let Some((_, others)) = figures(head).into_iter().find(|(name, _)| *name == other)
-            else {
-                continue;
+            // What the second side lacks (times where nothing came) is told as not comparable.
+            let others = figures(head)
+                .into_iter()
+                .find(|(name, _)| *name == other)
+                .map(|(_, values)| values)
+                .unwrap_or_default();
+            let (ratio, verdict) = match compared {
+                Some((_, more_is_worse, times)) => {
+                    let ratio = compare(&values, &others, *more_is_worse);
+                    (ratio, judge(ratio, *more_is_worse, times * bound / 100.0))
+                }
+                None => (None, judge_failures(&values, &others)),
             };
-            let ratio = rank::ratio(&values, &others, CHANCE);
             rows.push(Row {
                 scenario: scenario.to_owned(),
                 figure: if phases.is_some() {
@@ -107,7 +121,7 @@ pub(super) fn rows(results: &Value, phases: Option<[&str; 2]>, bound: f64) -> Re
                 } else {
                     figure
                 },
-                verdict: judge(ratio, *more_is_worse, times * bound / 100.0),
+                verdict,
                 base: values,
                 head: others,
                 ratio,
@@ -131,6 +145,30 @@ fn figures(entry: &Value) -> Vec<(String, Vec<f64>)> {
     };
     let all = entry["figures"].as_array().map(Vec::as_slice);
     all.unwrap_or_default().iter().filter_map(one).collect()
+}
+
+fn compare(base: &[f64], head: &[f64], more_is_worse: bool) -> Option<Ratio> {
+    if more_is_worse {
+        return rank::ratio(base, head, CHANCE);
+    }
+    let head: Vec<f64> = head.iter().map(|value| value.max(NOTHING)).collect();
+    rank::ratio(base, &head, CHANCE)
+}
+
+fn judge_failures(base: &[f64], head: &[f64]) -> Verdict {
+    let above = |these: &[f64], those: &[f64]| {
+        let least = these.iter().copied().fold(f64::INFINITY, f64::min);
+        those.iter().all(|value| *value < least)
+    };
+    if base.is_empty() || head.is_empty() {
+        Verdict::Unknown
+    } else if above(head, base) {
+        Verdict::Worse
+    } else if above(base, head) {
+        Verdict::Better
+    } else {
+        Verdict::Good
+    }
 }
 
 fn judge(ratio: Option<Ratio>, more_is_worse: bool, bound: f64) -> Verdict {
@@ -204,7 +242,7 @@ pub(super) fn report(rows: &[Row], bound: f64) -> String {
         .count();
     let _ = writeln!(
         out,
-        "{worse} of {} figures are worse by more than {bound} % ({} % for the rare ones), which is not by chance.",
+        "{worse} of {} figures are worse by more than {bound} % ({} % for the rare ones; failures by anything), which is not by chance.",
         rows.len(),
         3.0 * bound
     );
@@ -277,6 +315,45 @@ mod tests {
             Verdict::Good
         );
         assert!(rows(&results(base, [0.0; 6]), None, 5.0).is_err());
+    }
+
+    #[test]
+    fn a_program_that_answers_nothing_or_fails_more_often_is_worse() {
+        let recorded = |figure: &str, values: [f64; 6]| {
+            let mut results: Value = serde_json::from_str(SAME).unwrap();
+            let head = results["results"].as_array_mut().unwrap().iter_mut();
+            for entry in head.filter(|entry| entry["server"] == "head") {
+                for line in entry["figures"].as_array_mut().unwrap() {
+                    if line["name"] == figure {
+                        line["values"] = json!(values);
+                    }
+                }
+            }
+            results
+        };
+        let found = |figure, values| {
+            let rows = rows(&recorded(figure, values), None, 5.0).unwrap();
+            worse(&rows).join(", ")
+        };
+        assert_eq!(found("tokens", [0.0; 6]), "tokens");
+        assert_eq!(found("errors", [0.5; 6]), "errors");
+        assert_eq!(
+            found("truncated", [0.1, 0.2, 0.1, 9.0, 1.0, 1.0]),
+            "truncated"
+        );
+        // Once is chance.
+        assert_eq!(found("refused", [0.0, 0.0, 0.0, 9.0, 0.0, 0.0]), "");
+        // Without a token there are no times; they are told as missing and not left out.
+        let mut silent = recorded("tokens", [0.0; 6]);
+        for entry in silent["results"].as_array_mut().unwrap() {
+            if entry["server"] == "head" {
+                let figures = entry["figures"].as_array_mut().unwrap();
+                figures.retain(|line| line["name"] != "gap p50");
+            }
+        }
+        let rows = rows(&silent, None, 5.0).unwrap();
+        let gap = rows.iter().find(|row| row.figure == "gap p50").unwrap();
+        assert_eq!(gap.verdict, Verdict::Unknown);
     }
 
     #[test]
