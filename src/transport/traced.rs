@@ -196,7 +196,10 @@ fn joined(headers: &HeaderMap, name: &HeaderName, most: usize) -> Option<String>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use crate::generation::{Told, TraceSink};
 
     fn with(fields: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -204,6 +207,33 @@ mod tests {
             headers.append(*name, value.parse().unwrap());
         }
         headers
+    }
+
+    #[derive(Default)]
+    struct Sink(Mutex<Vec<Told>>);
+
+    impl TraceSink for Sink {
+        fn told(&self, told: Told) {
+            self.0.lock().unwrap().push(told);
+        }
+    }
+
+    #[test]
+    fn a_trace_begins_when_its_request_came() {
+        let sink = Arc::new(Sink::default());
+        let mut request = Request::new(axum::body::Body::empty());
+        request.extensions_mut().insert(Arrived {
+            transport: Transport::Http2,
+            at: 1,
+        });
+        drop(begin(
+            &Tracer::to(sink.clone()),
+            &mut request,
+            &RequestId::random(),
+        ));
+        drop(request);
+        let told = sink.0.lock().unwrap();
+        assert_eq!((told[0].began_at, told[0].exchange.transport), (1, "h2"));
     }
 
     #[test]
