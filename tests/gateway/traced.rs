@@ -261,6 +261,51 @@ async fn what_is_refused_is_traced_with_its_status_and_no_path_of_the_callers() 
 }
 
 #[tokio::test]
+async fn whatever_is_asked_of_a_model_is_work_of_its_trace() {
+    let (gateway, traces) = scripted("").await;
+    let rpc = json!({"jsonrpc": "2.0", "id": 1, "method": "tokenize",
+        "params": {"model": "scripted", "content": "x"}});
+    let table = [
+        (
+            "/v1/completions",
+            json!({"model": THREE, "prompt": "x"}),
+            "completions",
+        ),
+        (
+            "/v1/embeddings",
+            json!({"model": "scripted", "input": "x"}),
+            "embeddings",
+        ),
+        (
+            "/v1/rerank",
+            json!({"model": "scripted", "query": "x", "documents": ["y"]}),
+            "rerank",
+        ),
+        (
+            "/v1/tokenize",
+            json!({"model": "scripted", "content": "x"}),
+            "tokenize",
+        ),
+        (
+            "/v1/detokenize",
+            json!({"model": "scripted", "tokens": [65]}),
+            "tokenize",
+        ),
+        ("/rpc", rpc, "rpc"),
+    ];
+    for (path, body, route) in table {
+        let reply = gateway.post(path, body.to_string()).send().await;
+        assert_eq!(reply.status, 200, "{path}");
+        reply.bytes().await;
+        let told = traces.one().await;
+        assert_eq!(came(&told), ("h1", "POST", path, 200));
+        let works: Vec<_> = told.works.iter().map(|work| work.route).collect();
+        assert_eq!(works, [route], "{path}");
+        assert_eq!(told.works[0].record.outcome, Outcome::Ok);
+    }
+}
+
+#[tokio::test]
 async fn the_calls_of_a_batch_are_the_works_of_one_trace() {
     let (gateway, traces) = scripted("").await;
     let call = |id: u32, model: &str| {
@@ -310,7 +355,9 @@ async fn early_data_has_its_trace_like_any_other() {
         let visitor = Visitor::new(&served, protocol);
         let visit = visitor.visit(served.gateway.secure()).await;
         let token = visit.bind().await;
-        traces.one().await;
+        let bound = traces.one().await;
+        assert_eq!(bound.works.len(), 1, "{bound:#?}");
+        assert_eq!(bound.works[0].route, "bind");
         let (early, _) = visitor.early_visit(served.gateway.secure()).await;
         let asked = Asked::chat("early-1", &token);
         let asked = asked.proven(early.secrets.early());

@@ -17,9 +17,13 @@ const THREE: &str = "scripted?text=abcd&tokens=3";
 
 /// A gateway that exports there.
 fn exporting(url: &str, protocol: &str, traces: &str) -> Setup {
-    gateway().scripted().with(&format!(
+    gateway().scripted().with(&telemetry(url, protocol, traces))
+}
+
+fn telemetry(url: &str, protocol: &str, traces: &str) -> String {
+    format!(
         "[telemetry]\notlp_endpoint = '{url}'\notlp_protocol = '{protocol}'\n[telemetry.traces]\n{traces}"
-    ))
+    )
 }
 
 /// The one span of this name.
@@ -134,6 +138,37 @@ async fn what_goes_wrong_is_kept_and_the_ordinary_is_not() {
         .collect();
     reasons.sort();
     assert_eq!(reasons, ["error", "slo"], "{spans:#?}");
+}
+
+#[tokio::test]
+async fn what_is_kept_can_be_changed_while_serving() {
+    let collector = Collector::start(Mood::Takes).await;
+    let slow = "scripted?tokens=2&pace=200ms";
+    let setup = exporting(&collector.url(), "grpc", "ratio = 0.0");
+    let gateway = setup.start().await;
+    let reload = async |traces: &str| {
+        gateway.rewrite(&telemetry(&collector.url(), "grpc", traces));
+        let reply = gateway.ops("POST", "/ops/v1/reload", "").send().await;
+        assert_eq!(reply.status, 200);
+        reply.bytes().await;
+    };
+    chat(&gateway, slow).await;
+    reload("ratio = 0.0\n[telemetry.slo]\ngap = '10ms'").await;
+    chat(&gateway, slow).await;
+    let spans = collector.spans(ROOT, 1).await;
+    let root = named(&spans, ROOT);
+    assert_eq!(said(&root.attributes)["sluicegate.trace.kept"], "slo");
+    reload("ratio = 1.0").await;
+    gateway
+        .until("all are kept", |m| m.value("trace_ratio") >= 1.0)
+        .await;
+    chat(&gateway, THREE).await;
+    let spans = collector.spans(ROOT, 2).await;
+    let roots = spans.iter().filter(|span| span.name == ROOT);
+    let kept: Vec<_> = roots
+        .map(|root| said(&root.attributes)["sluicegate.trace.kept"].clone())
+        .collect();
+    assert_eq!(kept, ["slo", "ratio"]);
 }
 
 #[tokio::test]
