@@ -487,3 +487,20 @@ fn two_sets_of_metrics_do_not_meet() {
     assert_eq!(value(&scrape(&a), count), "1");
     assert_eq!(value(&scrape(&b), count), "0");
 }
+
+#[test]
+fn each_second_notes_how_fast_requests_come() {
+    let mut metrics = Metrics::new(["m"]).unwrap();
+    metrics.started = Instant::now()
+        .checked_sub(Duration::from_secs(10))
+        .expect("the clock is older than that");
+    for _ in 0..1_000 {
+        metrics.model("m").request_came();
+    }
+    metrics.tick();
+    let rate: f64 = value(&scrape(&metrics), "sluicegate_request_rate")
+        .parse()
+        .unwrap();
+    // However long the loop above took.
+    assert!(rate > 0.0 && rate <= 100.0, "{rate}");
+}
