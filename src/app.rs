@@ -225,7 +225,7 @@ impl App {
                 reloader: reloader.clone(),
                 log: log.clone(),
             };
-            let paths = http::ops_router(gateway.clone(), pages);
+            let paths = http::ops_router(gateway.clone(), &pages);
             let mut paths = paths.merge(ops::router(control));
             if config.ops.requires_key() {
                 paths = ops::guarded(paths, gateway.clone());

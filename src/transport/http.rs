@@ -115,7 +115,7 @@ pub fn router(context: Context) -> Router {
 }
 
 /// Paths of the operator's port beside what [`router`] has in common with it.
-pub fn ops_router(gateway: Arc<Gateway>, pages: Pages) -> Router {
+pub fn ops_router(gateway: Arc<Gateway>, pages: &Pages) -> Router {
     let page = |page| {
         let pages = pages.clone();
         get(async move || match pages.page(page).await {
