@@ -219,7 +219,26 @@ fn overlay(file: Option<&Path>, collector: Option<&Collector>) -> Result<Table> 
 mod tests {
     use std::fs;
 
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_something_is_worse() {
+        let code = |file: &str| {
+            let file = format!("{}/recorded/{file}", env!("CARGO_MANIFEST_DIR"));
+            let line = Line::try_parse_from(["compare", "--recorded", &file]).unwrap();
+            format!("{:?}", run(&line.options).unwrap())
+        };
+        assert_eq!(code("same.json"), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(code("slower.json"), format!("{:?}", ExitCode::FAILURE));
+    }
 
     #[test]
     fn an_overlay_needs_the_collector_that_it_names() {

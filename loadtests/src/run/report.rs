@@ -353,3 +353,67 @@ fn verdicts(subject: &str, verdicts: &[Verdict]) -> Vec<Vec<String>> {
 pub(super) fn told(is_met: Option<bool>) -> &'static str {
     is_met.map_or("not judged", verdict)
 }
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+    use crate::table::figure;
+
+    const SCENARIO: &str = "question = \"?\"\nduration = \"1s\"\nshort = \"1s\"\nwarm_up = \"0s\"\n\
+        [[load]]\nname = \"a\"\narrivals = { closed = 1 }\nmodel = \"m\"\nprompt = 1\ntokens = 1\n";
+
+    fn scenario() -> Scenario {
+        let objective = |rest: &str| format!("[[slo]]\n{rest}\nwhy = \"so\"\n");
+        let slos = [
+            "figure = \"errors\"\nat_most = 0",
+            "figure = \"truncated\"\nat_most = 0",
+            "figure = \"refused\"\nat_most = 0",
+            "figure = \"gap p50\"\nat_most = 25",
+        ];
+        Scenario::parse("x", SCENARIO, &slos.map(objective).concat()).unwrap()
+    }
+
+    fn part(errors: f64, gap: f64) -> Result<Part> {
+        let values = [
+            ("errors", errors),
+            ("truncated", 0.0),
+            ("refused", 0.0),
+            ("gap p50", gap),
+        ];
+        let figures = values.map(|(name, value)| figure(name.to_owned(), "", value));
+        Ok(Part {
+            figures: figures.into(),
+            ..Part::default()
+        })
+    }
+
+    fn is_good(only_ratios: bool, parts: impl IntoIterator<Item = Result<Part>>) -> bool {
+        let scenarios = [scenario()];
+        let mut report = Report::new(only_ratios);
+        for part in parts {
+            report.add(&scenarios[0], "s", part);
+        }
+        let is_good = report.is_good(&scenarios);
+        assert_eq!(report.json(&scenarios)["met"], is_good);
+        is_good
+    }
+
+    #[test]
+    fn the_gate_opens_only_where_every_judged_objective_is_met() {
+        assert!(is_good(false, [part(0.0, 20.0)]));
+        assert!(!is_good(true, [part(0.1, 20.0)]));
+        assert!(!is_good(false, [part(0.0, 30.0)]));
+        // What depends on the machine is told, and not judged.
+        assert!(is_good(true, [part(0.0, 30.0)]));
+    }
+
+    #[test]
+    fn a_round_that_failed_and_none_at_all_are_no_good() {
+        let fault = || -> Result<Part> { bail!("it did not start") };
+        assert!(!is_good(true, [part(0.0, 20.0), part(0.0, 20.0), fault()]));
+        assert!(!is_good(true, [fault()]));
+        assert!(!is_good(true, []));
+    }
+}
