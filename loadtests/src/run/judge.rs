@@ -311,7 +311,7 @@ mod tests {
         // Sure, but small; past the bound, but not sure.
         assert_eq!(verdict(times(1.06), 10.0), Verdict::Good);
         assert_eq!(
-            verdict([9.0, 9.5, 10.9, 12.0, 13.0, 9.9], 5.0),
+            verdict([9.9, 10.0, 11.5, 12.0, 13.0, 12.5], 5.0),
             Verdict::Good
         );
         assert!(rows(&results(base, [0.0; 6]), None, 5.0).is_err());
