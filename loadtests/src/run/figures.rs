@@ -231,9 +231,9 @@ mod tests {
                     tallies: vec![(Transport::Http1, tally(5))],
                 },
             ],
-            spell: Duration::from_secs(1),
+            spell: Duration::from_secs(2),
             server: Some([reading(0), reading(100)]),
-            own: [reading(0), reading(950)],
+            own: [reading(0), reading(1_900)],
             metrics: Some((
                 [String::new(), "# x\na 1\nb{c=\"d\"} 2\n".to_owned()],
                 Duration::from_secs(1),
@@ -279,8 +279,8 @@ mod tests {
                 value(name)
             );
         };
-        near("tokens", 5.0);
-        near("h3: tokens", 3.0);
+        near("tokens", 2.5);
+        near("h3: tokens", 1.5);
         near("first token p99", 5.0);
         near("total max", 9.0);
         near("server CPU per token", 10_000.0);
