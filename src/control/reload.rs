@@ -135,20 +135,15 @@ fn log(why: &str, result: &Result<Reloaded, Refused>) {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex as Lock;
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     use super::*;
 
     /// A reloader whose every turn tells that it begins, and waits to be let go.
-    fn rig() -> (
-        Arc<Reloader>,
-        Receiver<()>,
-        std::sync::mpsc::Sender<()>,
-        Arc<Metrics>,
-    ) {
+    fn rig() -> (Arc<Reloader>, Receiver<()>, SyncSender<()>, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::new([]).unwrap());
-        let (begins, begun) = channel();
-        let (go, wait) = channel();
+        let (begins, begun) = sync_channel(8);
+        let (go, wait) = sync_channel(8);
         let both = Lock::new((begins, wait));
         let apply = move || {
             let both = both

@@ -14,7 +14,7 @@ pub trait Source: Send {
     fn poll_fill(&mut self, cx: &mut Context<'_>, burst: &mut Burst) -> Poll<()>;
 
     /// Ends the choice where it is: adds the text that was held back, and its `finish` with
-    /// [`Finish::Length`]. It is not polled again.
+    /// [`super::Finish::Length`]. It is not polled again.
     fn end_here(&mut self, burst: &mut Burst);
 
     /// Where it stands in line, while it waits for its turn and where that is known.

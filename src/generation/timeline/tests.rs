@@ -42,7 +42,7 @@ proptest! {
     ) {
         let token = |index: usize| {
             let mixed = (index as u64 + 1).wrapping_mul(seed | 1).rotate_left(17);
-            let choice = if several { (mixed >> 8) as u32 % 5 } else { 3 };
+            let choice = if several { u32::try_from((mixed >> 8) % 5).unwrap() } else { 3 };
             (mixed % 50_000, choice, (mixed >> 16) as usize % 20)
         };
         let tokens: Vec<_> = (0..length).map(token).collect();

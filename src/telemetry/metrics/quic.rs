@@ -192,7 +192,7 @@ mod tests {
 
     fn sent(metrics: &Metrics) -> String {
         let series = r#"sluicegate_quic_packets_total{event="sent"}"#;
-        value(&scrape(metrics), series).to_owned()
+        value(&scrape(metrics), series)
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn threads_that_allocate_and_unwind_are_sampled_unharmed() {
 #[test]
 fn there_is_one_at_a_time() {
     let stop = Arc::new(AtomicBool::new(false));
-    let (began, begins) = std::sync::mpsc::channel();
+    let (began, begins) = std::sync::mpsc::sync_channel(1);
     let stopping = stop.clone();
     let first = thread::spawn(move || {
         loop {

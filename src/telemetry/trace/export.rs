@@ -344,7 +344,10 @@ mod tests {
             assert_eq!(began.elapsed().as_secs(), waits.as_secs());
             assert_eq!(sink.queue.dropped.load(Relaxed), lost);
             // Its request and its call: there are no times of tokens.
-            assert_eq!(*spans.lock().unwrap(), (300 - lost as usize) * 2);
+            assert_eq!(
+                *spans.lock().unwrap(),
+                (300 - usize::try_from(lost).unwrap()) * 2
+            );
             // What comes later is not kept for nobody.
             sink.told(told(vec![work("m", Outcome::Ok)]));
             assert_eq!(sink.queue.dropped.load(Relaxed), lost + 1);

@@ -69,18 +69,15 @@ async fn a_profile_ends_when_its_reader_leaves() {
         gateway.ops_get(&path).send()
     };
     // Longer than anybody here waits.
-    let taken = within(async {
-        loop {
-            let first = tokio::spawn(ask("?seconds=60"));
-            // Most likely it has come by then; if not, once more.
-            gateway.metrics().await;
-            let second = ask("?seconds=1").await.status;
-            if second == 409 && !first.is_finished() {
-                break first;
-            }
+    let taken = loop {
+        let first = tokio::spawn(ask("?seconds=60"));
+        // Most likely it has come by then; if not, once more.
+        gateway.metrics().await;
+        let second = within(ask("?seconds=1")).await.status;
+        if second == 409 && !first.is_finished() {
+            break first;
         }
-    })
-    .await;
+    };
     taken.abort();
     assert!(taken.await.is_err(), "it had not ended");
     assert_eq!(profile(&gateway, "?seconds=1").await.status, 200);
