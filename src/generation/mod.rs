@@ -45,6 +45,8 @@ pub use request::{
 pub use source::{Cancel, Happened, Source};
 pub use stream::{Opening, Permit, TokenStream};
 pub use timeline::{Gap, Moment, Timeline};
+#[cfg(test)]
+pub(crate) use trace::Sink;
 pub use trace::{Exchange, Told, Trace, TraceContext, TraceSink, Work};
 pub use vectors::{EmbedRequest, RerankRequest, Scores, Vectors};
 pub use watch::{Watch, WatchGuard};

@@ -217,18 +217,21 @@ impl fmt::Debug for Trace {
     }
 }
 
+/// Keeps what it is told, for tests.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Sink(pub(crate) Mutex<Vec<Told>>);
+
+#[cfg(test)]
+impl TraceSink for Sink {
+    fn told(&self, told: Told) {
+        self.0.lock().unwrap().push(told);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Default)]
-    struct Sink(Mutex<Vec<Told>>);
-
-    impl TraceSink for Sink {
-        fn told(&self, told: Told) {
-            self.0.lock().unwrap().push(told);
-        }
-    }
 
     #[test]
     fn it_begins_with_the_first_byte_and_may_be_marked_later() {

@@ -331,7 +331,8 @@ mod tests {
             RequestRecorder::new(metrics.model("m").clone(), route, id, Trace::none())
         };
         judged(Route::Chat).answered();
-        judged(Route::Rpc).refused(&Failure::new(Kind::Stalled, "Too slow."));
+        judged(Route::Rpc).refused(&Failure::new(Kind::Internal, "Broken."));
+        judged(Route::Chat).refused(&Failure::new(Kind::Stalled, "Too slow."));
         judged(Route::Tokenize).answered();
         drop(judged(Route::Completions));
         for verdict in ["good", "bad"] {

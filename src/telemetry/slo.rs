@@ -87,7 +87,10 @@ impl Slo {
     #[must_use]
     pub fn judge(&self, record: &Record) -> Verdict {
         match record.outcome {
-            Outcome::ClientGone | Outcome::Invalid | Outcome::Limited => Verdict::Neither,
+            // What callers do, readers who stop among them, must not use up the budget.
+            Outcome::ClientGone | Outcome::Stalled | Outcome::Invalid | Outcome::Limited => {
+                Verdict::Neither
+            }
             Outcome::Ok => {
                 let first = record.time_to_first_token.unwrap_or_default();
                 let is_late = first.as_micros() > u128::from(self.first_token.load(Relaxed));
@@ -101,7 +104,9 @@ impl Slo {
                     Verdict::Good
                 }
             }
-            _ => Verdict::Bad,
+            Outcome::Deadline | Outcome::Shed | Outcome::Upstream | Outcome::Internal => {
+                Verdict::Bad
+            }
         }
     }
 
@@ -234,8 +239,10 @@ mod tests {
         for outcome in Outcome::ALL {
             let expected = match outcome {
                 Outcome::Ok => Verdict::Good,
-                Outcome::ClientGone | Outcome::Invalid | Outcome::Limited => Verdict::Neither,
-                _ => Verdict::Bad,
+                Outcome::Deadline | Outcome::Shed | Outcome::Upstream | Outcome::Internal => {
+                    Verdict::Bad
+                }
+                _ => Verdict::Neither,
             };
             assert_eq!(slo.judge(&record(outcome, 0, 0)), expected, "{outcome:?}");
         }

@@ -196,10 +196,10 @@ fn joined(headers: &HeaderMap, name: &HeaderName, most: usize) -> Option<String>
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
-    use crate::generation::{Told, TraceSink};
+    use crate::generation::Sink;
 
     fn with(fields: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -207,15 +207,6 @@ mod tests {
             headers.append(*name, value.parse().unwrap());
         }
         headers
-    }
-
-    #[derive(Default)]
-    struct Sink(Mutex<Vec<Told>>);
-
-    impl TraceSink for Sink {
-        fn told(&self, told: Told) {
-            self.0.lock().unwrap().push(told);
-        }
     }
 
     #[test]

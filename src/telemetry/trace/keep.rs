@@ -106,7 +106,11 @@ mod tests {
     fn what_went_wrong_is_always_kept_and_what_callers_do_is_not() {
         let slo = Slo::default();
         for outcome in Outcome::ALL {
-            let expected = is_ours(outcome).then_some(Reason::Error);
+            let is_kept = !matches!(
+                outcome,
+                Outcome::Ok | Outcome::ClientGone | Outcome::Invalid | Outcome::Limited
+            );
+            let expected = is_kept.then_some(Reason::Error);
             let told = told(vec![work("m", outcome)]);
             assert_eq!(decide(&told, &slo, 0.0), expected, "{outcome:?}");
         }

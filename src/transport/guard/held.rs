@@ -148,7 +148,7 @@ impl<B: http_body::Body> Drop for Held<B> {
 mod tests {
     use std::collections::VecDeque;
     use std::convert::Infallible;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use axum::http::{Extensions, HeaderMap};
     use bytes::Bytes;
@@ -157,17 +157,8 @@ mod tests {
 
     use super::super::requests::Requests;
     use super::*;
-    use crate::generation::{Told, Trace, TraceContext, TraceSink};
+    use crate::generation::{Sink, Trace, TraceContext};
     use crate::telemetry::{Metrics, Transport};
-
-    #[derive(Default)]
-    struct Sink(Mutex<Vec<Told>>);
-
-    impl TraceSink for Sink {
-        fn told(&self, told: Told) {
-            self.0.lock().unwrap().push(told);
-        }
-    }
 
     /// Gives these frames, then ends; an empty place is a wait for the next one.
     struct Frames(VecDeque<Option<Frame<Bytes>>>);
